@@ -1,0 +1,1 @@
+"""Bytes on disk as named tensors; every header is hostile."""

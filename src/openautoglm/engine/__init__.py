@@ -1,0 +1,1 @@
+"""Requests, blocks, prefix cache, scheduler: the serving loop."""

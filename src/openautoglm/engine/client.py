@@ -1,0 +1,111 @@
+"""`EngineClient`: one interface to an engine, in this process or behind a socket, and the values that cross it.
+
+The values are msgspec structs, so that the same types travel over the socket as length-prefixed msgpack frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from openautoglm.spec.sampling import SamplingParams
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request: a tokenised prompt and how to continue it. `namespace` separates prefix caches of tenants."""
+
+    request_id: str
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0
+    namespace: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A generated token with its logprob and the best alternatives, as (token id, logprob), best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """News of one choice: text that is final (stop strings held back), its tokens, and how it ended.
+
+    `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`).
+    `stop_reason` is the stop string or token id that matched. Token counts are cumulative for the choice;
+    `prompt_tokens` and `cached_tokens` belong to the request.
+    """
+
+    request_id: str
+    choice: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client needs to know of a loaded engine. `plan_table` is the plan and receipt as text."""
+
+    model: str
+    fingerprint: str
+    context_tokens: int
+    vocab_size: int
+    max_queued_requests: int
+    plan_table: str
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters and gauges for `/metrics` and `/health`; counters only grow."""
+
+    ready: bool
+    heartbeat: int
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    prompt_tokens: int
+    generated_tokens: int
+    num_preemptions: int
+    num_steps: int
+    step_seconds: float
+    resident_bytes: int
+
+
+class EngineClient(Protocol):
+    """An engine as its users see it."""
+
+    async def describe(self) -> EngineDescription:
+        """Return what is loaded; raise `EngineError` if the engine is gone."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """Submit and yield events until every choice has finished.
+
+        Raises `RequestError` or `OverloadedError` before the first event, `EngineError` if the engine dies.
+        Closing the iterator early aborts the request and frees its blocks.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its choices finish with "abort". Unknown ids are ignored (it may just have ended)."""
+        ...
+
+    async def status(self) -> EngineStatus:
+        """Return counters and gauges; raise `EngineError` if the engine is gone."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the engine."""
+        ...

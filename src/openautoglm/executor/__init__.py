@@ -1,0 +1,1 @@
+"""The executor boundary and the native executor behind it."""

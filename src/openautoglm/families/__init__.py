@@ -1,0 +1,1 @@
+"""config.json to ArchSpec, tensor names to roles: one module per family."""

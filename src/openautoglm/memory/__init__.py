@@ -1,0 +1,1 @@
+"""Byte formulas, the ledger of reservations, and memory pressure."""

@@ -1,0 +1,1 @@
+"""Perplexity, KL and other receipts of quality."""

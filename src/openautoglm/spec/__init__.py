@@ -1,0 +1,1 @@
+"""Frozen descriptions: architectures, formats, machines, goals, plans, sampling."""
