@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import random
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,13 +17,17 @@ Conversation = list[Turn]
 
 MAX_ANSWER_CHARACTERS = 600
 MAX_SOURCE_LINES = 12
-POPULAR_COPIES = 8
+FIRST_COPIES = 20
+POPULAR_COPIES = 4
 
-# Modules a newcomer asks about first: their entries are repeated, because a small model remembers what it sees often.
+# What a newcomer asks about first is repeated, because a small model remembers only what it sees often.
+FIRST_MODULES = frozenset(
+    "native textwrap json os.path posixpath shutil random statistics heapq bisect copy glob fnmatch string functools "
+    "os collections contextlib".split()
+)
 POPULAR_MODULES = frozenset(
-    "textwrap json os os.path posixpath pathlib shutil string random statistics functools collections heapq bisect "
-    "dataclasses contextlib copy glob fnmatch argparse logging threading queue datetime calendar csv tempfile "
-    "subprocess enum typing abc asyncio re inspect".split()
+    "pathlib dataclasses argparse logging threading queue datetime calendar csv tempfile subprocess enum abc re "
+    "inspect".split()
 )
 # Implemented in C: no source file, but their documentation strings ship with the interpreter.
 NATIVE_MODULES = ("builtins", "math", "itertools", "time", "sys", "operator", "_functools", "_collections", "binascii")
@@ -118,25 +123,26 @@ def module_name(path: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _source_of(node: ast.AST, text: str) -> str | None:
-    if isinstance(node, ast.ClassDef):
+def _source_of(node: ast.AST, lines: list[str]) -> str | None:
+    """The text of a short function without its decorators; None for a class or a long one."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.end_lineno is None:
         return None
-    source = ast.get_source_segment(text, node, padded=True)
-    if source is None or source.count("\n") >= MAX_SOURCE_LINES:
+    if node.end_lineno - node.lineno >= MAX_SOURCE_LINES:
         return None
-    return inspect.cleandoc("\n" + source)
+    return textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])).rstrip()
 
 
-def _walk(node: ast.AST, prefix: str, module: str, text: str) -> Iterator[Entry]:
+def _walk(node: ast.AST, prefix: str, module: str, lines: list[str]) -> Iterator[Entry]:
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         name = f"{prefix}.{child.name}"
         answer = first_paragraphs(ast.get_docstring(child) or "")
-        if len(answer) >= 12:
-            yield Entry(name=name, module=module, answer=answer, source=_source_of(child, text))
+        # Private and special methods stay in the library text; as questions they would only take room.
+        if len(answer) >= 12 and not child.name.startswith("_"):
+            yield Entry(name=name, module=module, answer=answer, source=_source_of(child, lines))
         if isinstance(child, ast.ClassDef):
-            yield from _walk(child, name, module, text)
+            yield from _walk(child, name, module, lines)
 
 
 def _native_entries() -> Iterator[Entry]:
@@ -150,8 +156,7 @@ def _native_entries() -> Iterator[Entry]:
             answer = first_paragraphs(documentation)
             if len(answer) < 12:
                 continue
-            # The popular copies are due to these too: `len` and `math.sqrt` are what people try.
-            yield Entry(name=name if label == "builtins" else f"{label}.{name}", module="json", answer=answer,
+            yield Entry(name=name if label == "builtins" else f"{label}.{name}", module="native", answer=answer,
                         source=None)
 
 
@@ -168,7 +173,7 @@ def entries(documents: list[Document], topics: list[Document]) -> list[Entry]:
             found.append(Entry(name=module, module=module, answer=module_answer, source=None, is_module=True))
         # People write os.path, not posixpath: the module's platform name would teach the wrong one.
         prefix = "os.path" if module == "posixpath" else module
-        found.extend(_walk(tree, prefix, module, document.text))
+        found.extend(_walk(tree, prefix, module, document.text.splitlines()))
     found.extend(_native_entries())
     for topic in topics:
         name = topic.path.rsplit("/", 1)[-1].lower()
@@ -192,9 +197,9 @@ def conversations(found: list[Entry], *, seed: int) -> list[Conversation]:
     rng = random.Random(seed)
     exchanges: list[list[Turn]] = []
     for entry in found:
-        copies = POPULAR_COPIES if entry.module in POPULAR_MODULES and "._" not in entry.name else 1
+        copies = FIRST_COPIES if entry.module in FIRST_MODULES else POPULAR_COPIES if entry.module in POPULAR_MODULES else 1
         exchanges.extend(_question_and_answer(entry, rng) for _ in range(copies))
-    for question, answer in SMALL_TALK * 12:
+    for question, answer in SMALL_TALK * 25:
         exchanges.append([("user", question), ("assistant", answer)])
     rng.shuffle(exchanges)
     result: list[Conversation] = []

@@ -21,7 +21,7 @@ class Shape:
     vocabulary: int = 4096
     hidden: int = 384
     intermediate: int = 1024
-    num_layers: int = 6
+    num_layers: int = 5
     num_heads: int = 6
     num_key_value_heads: int = 2
     head_dimension: int = 64

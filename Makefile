@@ -1,0 +1,59 @@
+# The commands of the README. Everything goes into .venv and build/; `make clean` removes both.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*')
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-long lint types native-tests cgroup-tests lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120
+
+# Portable tests: any Debian, no root, no accelerator, no network beyond the package index.
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "not long and not cgroup" tests
+
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "long" tests
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks
+
+types: $(VENV)/.installed-lint
+	$(BIN)/mypy
+
+# The kernels' own C++ test program under AddressSanitizer and UndefinedBehaviorSanitizer.
+native-tests: $(VENV)/.installed-test
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOPENAUTOGLM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# Needs root or a delegated memory cgroup: fails, never skips, where none can be made.
+cgroup-tests: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "cgroup" tests
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/pip $(SOURCES)
+	$(BIN)/pip install -q --upgrade .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install -q ".[test]" cmake ninja
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(BIN)/pip install -q ".[lint]"
+	touch $@
+
+lock: $(VENV)/.installed-lint
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze | grep -viE '^(pip|setuptools|openautoglm)\b' | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist

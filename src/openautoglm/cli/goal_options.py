@@ -1,0 +1,61 @@
+"""The options that plan, run, serve and bench share: what to fit, and into what."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import click
+
+from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, NumberFormat
+from openautoglm.spec.goal import Goal
+from openautoglm.units import parse_bytes
+
+QUANT_CHOICES = ("auto", "bf16", "int8", "int4", "nf4")
+
+_OPTIONS = (
+    click.option("--memory", metavar="SIZE", help="Memory budget of the whole process tree, such as 4GiB."),
+    click.option("--context", type=click.IntRange(min=1), metavar="TOKENS", help="Context of each sequence."),
+    click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Sequences that must fit at once."),
+    click.option("--quant", type=click.Choice(QUANT_CHOICES), default=None, help="Weight format (default auto)."),
+    click.option("--group", type=click.Choice([str(group) for group in WEIGHT_GROUPS]), help="Group of int4 and nf4."),
+    click.option(
+        "--activations",
+        type=click.Choice([scale.value for scale in ActivationScale]),
+        default=ActivationScale.GROUP.value,
+        show_default=True,
+        help="Granularity of activation scales: per token and 128 features, or per token.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads (default: usable cores)."),
+)
+
+
+def goal_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options to a command and pass them to it as one `goal: Goal`."""
+
+    @functools.wraps(command)
+    def with_goal(
+        *args: object,
+        memory: str | None,
+        context: int | None,
+        concurrency: int | None,
+        quant: str | None,
+        group: str | None,
+        activations: str,
+        threads: int | None,
+        **kwargs: object,
+    ) -> object:
+        goal = Goal(
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            context_tokens=context,
+            concurrency=concurrency,
+            quant=None if quant in (None, "auto") else NumberFormat(quant),
+            group=None if group is None else int(group),
+            activations=ActivationScale(activations),
+            num_threads=threads,
+        )
+        return command(*args, goal=goal, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_goal = option(with_goal)
+    return with_goal

@@ -1,0 +1,88 @@
+"""`openautoglm`: the command group. Commands are imported only when they are used, so that --help stays fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from openautoglm import __version__
+from openautoglm.errors import OpenAutoGLMError
+from openautoglm.log import configure_logging
+
+INTERRUPTED_EXIT_CODE = 130
+
+# Name and one-line help; a command lives in openautoglm.cli.<name> as <name>_command.
+_COMMANDS = {
+    "run": "Chat with a model, or continue one prompt, in this terminal.",
+    "serve": "Serve a model behind an OpenAI-compatible API.",
+    "plan": "Show what a model will take in memory, before loading it.",
+    "bench": "Measure speed and memory beside this machine's roofline.",
+    "doctor": "Check this machine, with advice for each finding.",
+    "ls": "List the models in the local cache.",
+    "pull": "Download a model into the local cache.",
+    "config": "Show settings and where each value comes from.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are listed from a table and imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the table."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return its command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"openautoglm.cli.{cmd_name}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="openautoglm")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="Least severe log records to show on stderr.",
+)
+def cli(log_level: str) -> None:
+    """Fit an open-weight language model into the memory you have, make it fast there, and keep it up.
+
+    MODEL is a checkpoint directory, a Hugging Face id (org/name[:quant][@revision]), or "demo" for the embedded
+    model. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory, 130 interrupted.
+    """
+    configure_logging(log_level)
+
+
+def main() -> None:
+    """Run the command line; turn this package's errors into one clear line and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED_EXIT_CODE
+    except OpenAutoGLMError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output left (for example `| head`): not an error of ours.
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

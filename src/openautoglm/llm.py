@@ -1,0 +1,305 @@
+"""`LLM`: the engine as a library, in the caller's process.
+
+    llm = LLM("org/name", memory="4GiB")
+    llm.generate(["Once upon a time"], SamplingParams(max_tokens=32))[0].text
+    llm.chat([{"role": "user", "content": "Hello"}]).text
+    for text in llm.stream("Once upon a time"): ...
+
+Calls from several threads share the engine's batches: whoever holds the lock steps for everybody.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TypedDict, Unpack
+
+from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
+from openautoglm.engine.client import GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.errors import ConfigError, EngineError, InvalidRequestError
+from openautoglm.progress import ProgressCallback
+from openautoglm.spec.formats import ActivationScale, NumberFormat
+from openautoglm.spec.goal import Goal
+from openautoglm.spec.plan import Plan
+from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.template import ChatTemplate
+from openautoglm.units import parse_bytes
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One continuation; `finish_reason` is "stop", "length", "abort" or "error"."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    stop_reason: str | int | None
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The answer to one prompt: `n` choices."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    choices: tuple[Choice, ...]
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+
+class GoalSettings(TypedDict, total=False):
+    """What a caller may wish for; see `Goal`. Sizes are bytes or text such as "4GiB"; `quant` "auto" chooses."""
+
+    memory: str | int | None
+    context: int | None
+    concurrency: int | None
+    quant: str
+    group: int | None
+    activations: str
+    threads: int | None
+
+
+def make_goal(settings: GoalSettings) -> Goal:
+    """Turn a caller's words into a `Goal`; raise `ConfigError` for names and values that are no settings."""
+    unknown = set(settings) - set(GoalSettings.__annotations__)
+    if unknown:
+        raise ConfigError(f"unknown settings {sorted(unknown)}: expected {sorted(GoalSettings.__annotations__)}")
+    memory, quant = settings.get("memory"), settings.get("quant", "auto")
+    try:
+        return Goal(
+            memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
+            context_tokens=settings.get("context"),
+            concurrency=settings.get("concurrency"),
+            quant=None if quant == "auto" else NumberFormat(quant),
+            group=settings.get("group"),
+            activations=ActivationScale(settings.get("activations", "group")),
+            num_threads=settings.get("threads"),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token") from error
+
+
+def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:
+    """Plan a model without loading it; raise `DoesNotFitError` with the nearest plans that do fit."""
+    return prepare(EngineOptions(model=model, goal=make_goal(settings))).plan
+
+
+class LLM:
+    """A loaded model. Close it, or use it in a `with` block, to give its memory back."""
+
+    def __init__(self, model: str, **settings: Unpack[GoalSettings]) -> None:
+        self._start(open_engine(prepare(EngineOptions(model=model, goal=make_goal(settings)))))
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        goal: Goal,
+        *,
+        on_plan: Callable[[Plan], None] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> LLM:
+        """Open a model for a goal; `on_plan` sees the plan before anything is loaded."""
+        prepared = prepare(EngineOptions(model=model, goal=goal), progress=progress)
+        if on_plan is not None:
+            on_plan(prepared.plan)
+        llm = cls.__new__(cls)
+        llm._start(open_engine(prepared, progress=progress))
+        return llm
+
+    def _start(self, opened: OpenedEngine) -> None:
+        self._opened = opened
+        self._lock = threading.Lock()
+        self._events: dict[str, deque[GenerationEvent]] = {}
+        self._template: ChatTemplate | None = None
+        self._closed = False
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was loaded."""
+        return self._opened.plan
+
+    @property
+    def receipt(self) -> str:
+        """Planned, measured and unaccounted bytes as a table."""
+        return self._opened.receipt
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """The checkpoint's own sampling defaults."""
+        return self._opened.default_sampling
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
+        """Continue every prompt (text or token ids); all run in one batch. Results stand in the prompts' order."""
+        batch = [prompts] if _is_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        requests = [self._request(self._tokens(prompt), sampling) for prompt in batch]  # type: ignore[arg-type]
+        submitted: list[str] = []
+        try:
+            for request in requests:
+                self._submit(request)
+                submitted.append(request.request_id)
+            return [_collect(self._follow(request)) for request in requests]
+        finally:
+            for request_id in submitted:
+                self._forget(request_id)
+
+    def chat(
+        self, messages: Sequence[Message], sampling: SamplingParams | None = None, **template_variables: object
+    ) -> Completion:
+        """Answer a conversation, rendered with the checkpoint's own chat template."""
+        return self.generate([self.render_chat(messages, **template_variables)], sampling)[0]
+
+    def stream(
+        self,
+        prompt: Prompt | Sequence[Message],
+        sampling: SamplingParams | None = None,
+        **template_variables: object,
+    ) -> Iterator[str]:
+        """Yield the answer to a prompt or a conversation as it comes. Closing the iterator ends the request."""
+        tokens = (
+            self.render_chat(prompt, **template_variables)  # type: ignore[arg-type]
+            if not _is_prompt(prompt)
+            else self._tokens(prompt)  # type: ignore[arg-type]
+        )
+        request = self._request(tokens, sampling)
+        if request.sampling.n != 1:
+            raise InvalidRequestError("stream() yields one choice: leave n at 1, or use generate()", param="n")
+        self._submit(request)
+        try:
+            for event in self._follow(request):
+                if event.text:
+                    yield event.text
+                if event.finish_reason == "error":
+                    raise EngineError(event.error or "the request failed")
+        finally:
+            self._forget(request.request_id)
+
+    def render_chat(self, messages: Sequence[Message], **template_variables: object) -> tuple[int, ...]:
+        """Return the token ids of a conversation with the assistant's turn opened."""
+        if self._template is None:
+            self._template = ChatTemplate.from_directory(self._opened.directory)
+        text = self._template.render(messages, variables=template_variables or None)
+        return tuple(self._opened.tokenizer.encode(text))
+
+    def close(self) -> None:
+        """Free the model's memory and threads; safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._opened.engine.close()
+            if self._template is not None:
+                self._template.close()
+
+    def __enter__(self) -> LLM:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self._opened.tokenizer.encode(prompt, add_special_tokens=True))
+        return tuple(prompt)
+
+    def _request(self, tokens: tuple[int, ...], sampling: SamplingParams | None) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=uuid.uuid4().hex, prompt_tokens=tokens, sampling=sampling or self.default_sampling
+        )
+
+    def _submit(self, request: GenerationRequest) -> None:
+        with self._lock:
+            if self._closed:
+                raise EngineError("this LLM is closed: open a new one")
+            self._events[request.request_id] = deque()
+            try:
+                self._opened.engine.add(request)
+            except BaseException:
+                del self._events[request.request_id]
+                raise
+
+    def _follow(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
+        """Yield a request's events until all choices have finished, stepping the engine when none is waiting."""
+        unfinished = request.sampling.n
+        while unfinished:
+            with self._lock:
+                waiting = self._events[request.request_id]
+                while not waiting:
+                    if self._closed:
+                        raise EngineError("this LLM was closed while the request ran")
+                    for event in self._opened.engine.step():
+                        if event.request_id in self._events:
+                            self._events[event.request_id].append(event)
+                event = waiting.popleft()
+            unfinished -= event.finish_reason is not None
+            yield event
+
+    def _forget(self, request_id: str) -> None:
+        with self._lock:
+            self._events.pop(request_id, None)
+            if not self._closed:
+                self._opened.engine.abort(request_id)
+
+
+@dataclass(slots=True)
+class _PartialChoice:
+    text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: GenerationEvent | None = None
+
+
+def _is_prompt(prompt: object) -> bool:
+    if isinstance(prompt, str):
+        return True
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], int)
+
+
+def _collect(events: Iterator[GenerationEvent]) -> Completion:
+    partial: defaultdict[int, _PartialChoice] = defaultdict(_PartialChoice)
+    for event in events:
+        choice = partial[event.choice]
+        choice.text.append(event.text)
+        choice.tokens.extend(event.tokens)
+        choice.logprobs.extend(event.logprobs)
+        choice.last = event
+        if event.finish_reason == "error":
+            raise EngineError(event.error or "the request failed")
+    choices = tuple(_finished(index, partial[index]) for index in sorted(partial))
+    last = partial[0].last
+    assert last is not None
+    return Completion(prompt_tokens=last.prompt_tokens, cached_tokens=last.cached_tokens, choices=choices)
+
+
+def _finished(index: int, choice: _PartialChoice) -> Choice:
+    assert choice.last is not None
+    assert choice.last.finish_reason is not None
+    return Choice(
+        index=index,
+        text="".join(choice.text),
+        tokens=tuple(choice.tokens),
+        finish_reason=choice.last.finish_reason,
+        stop_reason=choice.last.stop_reason,
+        logprobs=tuple(choice.logprobs),
+    )
+
+
+def with_overrides(sampling: SamplingParams, **overrides: object) -> SamplingParams:
+    """Return `sampling` with every override that is not None set."""
+    return replace(sampling, **{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
