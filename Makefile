@@ -6,10 +6,16 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -type 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long lint types native-tests cgroup-tests lock clean
+.PHONY: demo dev test test-long lint types native-tests cgroup-tests lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120
+
+# For working on the native core: builds it into the source tree, to be used with PYTHONPATH=src.
+dev: $(VENV)/.installed-test
+	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOPENAUTOGLM_DEV=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/dev
 
 # Portable tests: any Debian, no root, no accelerator, no network beyond the package index.
 test: $(VENV)/.installed-test

@@ -21,12 +21,14 @@ from typing import TypedDict, Unpack
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import GenerationEvent, GenerationRequest, TokenLogprob
 from openautoglm.errors import ConfigError, EngineError, InvalidRequestError
+from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.formats import ActivationScale, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
+from openautoglm.text.tokenizer import Tokenizer
 from openautoglm.units import parse_bytes
 
 Message = Mapping[str, object]
@@ -135,6 +137,16 @@ class LLM:
     def receipt(self) -> str:
         """Planned, measured and unaccounted bytes as a table."""
         return self._opened.receipt
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self._opened.tokenizer
+
+    @property
+    def executor(self) -> Executor:
+        """The executor, for measuring while no request runs."""
+        return self._opened.executor
 
     @property
     def default_sampling(self) -> SamplingParams:

@@ -24,7 +24,7 @@ from openautoglm.spec.plan import Plan
 @click.option("--top-k", type=int, help="Keep this many most likely tokens.")
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--quiet", is_flag=True, help="Print neither plan nor receipt.")
-def run_command(  # noqa: PLR0913 - one parameter per option
+def run_command(
     model: str,
     prompt: str | None,
     goal: Goal,

@@ -148,8 +148,11 @@ class Executor(Protocol):
         """Restore bytes taken by `export_blocks`."""
         ...
 
-    def trim(self) -> int:
-        """Give memory of unused slabs back to the system; return the bytes given."""
+    def trim(self, live_blocks: Sequence[int]) -> int:
+        """Give memory of slabs that hold none of `live_blocks` back to the system; return the bytes given.
+
+        The contents of every block in those slabs are lost; the blocks stay usable and take memory again when written.
+        """
         ...
 
     def determinism(self) -> str:

@@ -89,12 +89,17 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexerSpec:
-    """Sparse-attention indexer of DSA; `shared` layers reuse the choice of the last full one and cache nothing."""
+    """Sparse-attention indexer of DSA; `shared` layers reuse the choice of the last full one and cache nothing.
+
+    A full layer keeps one key of `head_dim` per token. With `pool_tokens` above 1 (GLM-5.3) it scores pools of so many
+    tokens and keeps a key, a gate of the same width and a validity mark per token.
+    """
 
     num_heads: int
     head_dim: int
     top_k: int
     shared: bool = False
+    pool_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,11 @@ class LatentAttentionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentSpec:
-    """Linear-attention mixer (KDA): state of num_heads x key_dim x value_dim floats, independent of the length."""
+    """Linear-attention mixer (KDA): state of num_heads x key_dim x value_dim floats, independent of the length.
+
+    Queries, keys and values pass a causal convolution over `convolution_width` tokens, whose last inputs are state
+    too. `num_parameters` counts the whole mixer.
+    """
 
     num_heads: int
     key_dim: int
@@ -127,12 +136,16 @@ class RecurrentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseMlpSpec:
-    """Feed-forward block; gated: down(act(gate(x)) * up(x)), else down(act(up(x)))."""
+    """Feed-forward block; gated: down(act(gate(x)) * up(x)), else down(act(up(x))).
+
+    `limit` clamps gate (above) and up (both sides) before the product.
+    """
 
     intermediate_size: int
     activation: Activation = Activation.SILU
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
 
 
 class RouterScoring(StrEnum):
@@ -164,11 +177,12 @@ class MoeSpec:
     shared_intermediate_size: int
     router: RouterSpec
     activation: Activation = Activation.SILU
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One decoder layer."""
+    """One decoder layer; `extra_parameters` are those that no field explains (hyper-connections), kept in fp32."""
 
     mixer: AttentionSpec | LatentAttentionSpec | RecurrentSpec
     mlp: DenseMlpSpec | MoeSpec
@@ -188,7 +202,12 @@ class TowerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
-    """A whole model. `features` names what is special and may be unsupported (for example "vision tower")."""
+    """A whole model.
+
+    `features` names what goes beyond a plain decoder of grouped-query attention and gated SiLU MLPs (for example
+    "vision tower"); it is empty for plain ones, sliding windows, sandwich norms and qk-norms included. The residual
+    flows in `residual_streams` copies (hyper-connections); 1 is the ordinary decoder.
+    """
 
     family: str
     model_type: str
@@ -202,6 +221,7 @@ class ArchSpec:
     head_bias: bool = False
     towers: tuple[TowerSpec, ...] = ()
     features: tuple[str, ...] = ()
+    residual_streams: int = 1
     extra_parameters: int = 0
 
     @property

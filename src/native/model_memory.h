@@ -1,0 +1,34 @@
+// Anonymous memory for weights, KV pools and workspaces: page granular, huge pages where it is big.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace oag {
+
+// A private anonymous mapping of `bytes` rounded up to pages, zero filled, taken from the system as it is touched.
+// From 2 MiB on it starts on a 2 MiB boundary and asks for huge pages; it never takes more than its own pages.
+// Throws std::bad_alloc where the system refuses.
+class Memory {
+ public:
+  explicit Memory(size_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return bytes_; }  // rounded up to whole pages
+
+  // Take every page of [begin, end) from the system now.
+  void populate(size_t begin, size_t end);
+  // Give back the pages that lie wholly in [begin, end); they read as zero afterwards. Returns the bytes given back.
+  size_t release(size_t begin, size_t end);
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+size_t page_bytes();
+
+}  // namespace oag

@@ -1,0 +1,77 @@
+// A fixed team of threads that run one function together, with barriers and shared work counters inside.
+//
+// The thread that calls `run` is thread 0 of the team; the workers wait between runs. Waiting spins for some
+// microseconds, then yields, then parks on a futex, so that an idle engine burns no processor time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace oag {
+
+class ThreadPool {
+ public:
+  // `pin`: bind one thread per allowed core, where the team takes every core that this process may use.
+  ThreadPool(int num_threads, bool pin);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+  bool pinned() const { return pinned_; }
+
+  // Run body(thread) on every thread of the team and return when all have ended. `body` must not throw. Calls from
+  // several threads take turns.
+  template <class Body>
+  void run(Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    run_entry([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); }, const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  // ---- inside a run, by every thread of the team ----
+
+  // Wait for the whole team. What any thread wrote before is visible to all after; the work counter starts anew.
+  void barrier();
+
+  // Claim the next `chunk` of `total` items; false when none is left. One loop of claims between two barriers.
+  bool claim(int64_t total, int64_t chunk, int64_t* begin, int64_t* end) {
+    const int64_t first = cursor_.fetch_add(chunk, std::memory_order_relaxed);
+    if (first >= total) return false;
+    *begin = first;
+    *end = first + chunk < total ? first + chunk : total;
+    return true;
+  }
+
+ private:
+  using Entry = void (*)(void*, int);
+
+  // A word that threads wait on, and the number of those that sleep on it.
+  struct alignas(64) Signal {
+    std::atomic<uint32_t> word{0};
+    std::atomic<uint32_t> num_parked{0};
+  };
+
+  void run_entry(Entry entry, void* context);
+  void work(int thread);
+  void advance(Signal& signal);
+  void wait_while(Signal& signal, uint32_t value) const;
+
+  const int num_threads_;
+  bool pinned_ = false;
+  int spin_rounds_ = 0;
+  std::vector<int> cores_;
+  std::mutex run_mutex_;
+  Entry entry_ = nullptr;
+  void* context_ = nullptr;
+  bool stop_ = false;
+  Signal start_;
+  Signal arrived_;
+  alignas(64) std::atomic<int> num_missing_;
+  alignas(64) std::atomic<int64_t> cursor_{0};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace oag

@@ -1,0 +1,103 @@
+"""From a `Schedule` to the `StepBatch` that the executor runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from openautoglm.engine.request import Request, Sequence
+from openautoglm.engine.scheduler import Schedule, ScheduledRow
+from openautoglm.executor.protocol import Float32, Int32, SampleBatch, StepBatch
+
+SEED_MASK = (1 << 64) - 1
+
+
+def build_batch(schedule: Schedule, *, num_groups: int) -> StepBatch:
+    """Return the arrays of a step; every cache group reads the same block table, as a block holds all layers."""
+    rows = schedule.rows
+    num_rows = len(rows)
+    row_offsets = np.zeros(num_rows + 1, dtype=np.int32)
+    if schedule.num_tokens == num_rows:
+        row_offsets[1:] = np.arange(1, num_rows + 1)
+        positions = np.array([row.begin for row in rows], dtype=np.int32)
+    else:
+        np.cumsum([row.end - row.begin for row in rows], out=row_offsets[1:])
+        positions = np.concatenate([np.arange(row.begin, row.end, dtype=np.int32) for row in rows])
+    tokens = np.concatenate([row.sequence.tokens(row.begin, row.end) for row in rows])
+    return StepBatch(
+        tokens=tokens,
+        positions=positions,
+        row_offsets=row_offsets,
+        block_tables=(_block_table(rows),) * num_groups,
+        sample=_sample_batch(rows, row_offsets),
+    )
+
+
+def _block_table(rows: list[ScheduledRow]) -> Int32:
+    width = max(len(row.sequence.blocks) for row in rows)
+    table = np.full((len(rows), width), -1, dtype=np.int32)
+    for index, row in enumerate(rows):
+        count = len(row.sequence.blocks)
+        table[index, :count] = row.sequence.block_table[:count]
+    return table
+
+
+def _sample_batch(rows: list[ScheduledRow], row_offsets: Int32) -> SampleBatch | None:
+    indices = [index for index, row in enumerate(rows) if row.samples]
+    if not indices:
+        return None
+    sequences = [rows[index].sequence for index in indices]
+    params = [sequence.request.sampling for sequence in sequences]
+    history_offsets, history_tokens, history_prompt_lengths = _histories(sequences)
+    bias_offsets, bias_tokens, bias_values = _biases(sequences)
+    return SampleBatch(
+        token_indices=row_offsets[1:][indices] - 1,
+        temperatures=np.array([p.temperature for p in params], dtype=np.float32),
+        top_ks=np.array([p.top_k for p in params], dtype=np.int32),
+        top_ps=np.array([p.top_p for p in params], dtype=np.float32),
+        min_ps=np.array([p.min_p for p in params], dtype=np.float32),
+        repetition_penalties=np.array([p.repetition_penalty for p in params], dtype=np.float32),
+        frequency_penalties=np.array([p.frequency_penalty for p in params], dtype=np.float32),
+        presence_penalties=np.array([p.presence_penalty for p in params], dtype=np.float32),
+        seeds=np.array([s.request.seed for s in sequences], dtype=np.uint64),
+        choices=np.array([s.choice for s in sequences], dtype=np.int32),
+        positions=np.array([s.num_generated for s in sequences], dtype=np.int32),
+        num_logprobs=np.array([-1 if p.logprobs is None else p.logprobs for p in params], dtype=np.int32),
+        history_offsets=history_offsets,
+        history_tokens=history_tokens,
+        history_prompt_lengths=history_prompt_lengths,
+        bias_offsets=bias_offsets,
+        bias_tokens=bias_tokens,
+        bias_values=bias_values,
+    )
+
+
+def _histories(sequences: list[Sequence]) -> tuple[Int32, Int32, Int32]:
+    """Return (offsets [S+1], tokens, prompt lengths [S]); sequences without penalties own no tokens."""
+    offsets = np.zeros(len(sequences) + 1, dtype=np.int32)
+    prompt_lengths = np.zeros(len(sequences), dtype=np.int32)
+    histories = [np.empty(0, dtype=np.int32)]
+    for index, sequence in enumerate(sequences):
+        offsets[index + 1] = offsets[index]
+        if sequence.request.has_penalties:
+            histories.append(sequence.tokens())
+            offsets[index + 1] += sequence.num_tokens
+            prompt_lengths[index] = sequence.request.num_prompt_tokens
+    return offsets, np.concatenate(histories), prompt_lengths
+
+
+def _biases(sequences: list[Sequence]) -> tuple[Int32, Int32, Float32]:
+    """Return (offsets [S+1], tokens, values); tokens that would end a choice too early get -inf."""
+    offsets = np.zeros(len(sequences) + 1, dtype=np.int32)
+    biases: list[tuple[int, float]] = []
+    for index, sequence in enumerate(sequences):
+        biases.extend(_bias_of(sequence.request, sequence.num_generated))
+        offsets[index + 1] = len(biases)
+    tokens = np.array([token for token, _ in biases], dtype=np.int32)
+    values = np.array([value for _, value in biases], dtype=np.float32)
+    return offsets, tokens, values
+
+
+def _bias_of(request: Request, num_generated: int) -> tuple[tuple[int, float], ...]:
+    if num_generated >= request.sampling.min_tokens:
+        return request.biases
+    return request.early_biases

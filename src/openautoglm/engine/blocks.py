@@ -1,0 +1,141 @@
+"""`BlockPool`: which KV blocks are free, cached or live. Ids only, no tensors.
+
+    free ──allocate──> live (references > 0) ──last release──> free      the block holds nothing reusable
+      ▲                  │  ▲                        │
+      │               register └──share── cached <───┘                   the block holds a prefix under a key
+      └────────────────────────evict───────┘
+
+    always: num_free + num_cached + num_live == num_blocks
+
+A cached block keeps its content until it is the least recently released one and the free list is empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+from openautoglm.errors import EngineError
+
+
+class BlockPool:
+    """Reference counts, free list and prefix content of `num_blocks` blocks of `block_tokens` tokens.
+
+    The free list is a stack: recently used memory is used again first. Cached blocks are evicted in the order in
+    which they were released. One thread only.
+    """
+
+    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+        if num_blocks < 1 or block_tokens < 1:
+            raise EngineError(f"a pool needs blocks and tokens in them, got {num_blocks} blocks of {block_tokens}")
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        self._references = [0] * num_blocks
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._block_of_key: dict[bytes, int] = {}
+        self._free = list(reversed(range(num_blocks)))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that hold nothing."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody uses and that hold a prefix."""
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can give: free ones, and cached ones by eviction."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_live(self) -> int:
+        """Blocks in use."""
+        return self.num_blocks - self.num_available
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Take `count` blocks with one reference each; None, and nothing taken, when fewer are available."""
+        if count > self.num_available:
+            return None
+        blocks = []
+        for _ in range(count):
+            block = self._free.pop() if self._free else self._evict()
+            self._references[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        key = self._keys[block]
+        if key is not None:
+            del self._block_of_key[key]
+        self._keys[block] = None
+        return block
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Add a reference to live or cached blocks."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._cached[block]
+            self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop a reference of each block of a table; the table's end becomes evictable before its beginning."""
+        for block in reversed(blocks):
+            references = self._references[block] - 1
+            if references < 0:
+                raise EngineError(f"block {block} was released more often than taken: this is a bug, please report it")
+            self._references[block] = references
+            if references:
+                continue
+            if self._keys[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
+
+    def register(self, block: int, key: bytes) -> bool:
+        """Make a live block's content findable; False when other block already holds the same content."""
+        if key in self._block_of_key:
+            return self._block_of_key[key] == block
+        self._keys[block] = key
+        self._block_of_key[key] = block
+        return True
+
+    def lookup(self, key: bytes) -> int | None:
+        """Return the block that holds `key`'s content, live or cached, without taking it."""
+        return self._block_of_key.get(key)
+
+    def is_cached(self, block: int) -> bool:
+        """Whether the block is unused and holds a prefix (taking it makes one fewer available)."""
+        return block in self._cached
+
+    def drop_cached(self, count: int | None = None) -> int:
+        """Forget up to `count` cached blocks (all by default), the oldest first; return how many became free."""
+        num_dropped = len(self._cached) if count is None else min(count, len(self._cached))
+        self._free.extend(self._evict() for _ in range(num_dropped))
+        return num_dropped
+
+    def integrity_check(self, holders: Iterable[Sequence[int]]) -> None:
+        """Compare every count with the tables of all `holders`; raise `EngineError` naming what differs."""
+        expected = Counter(block for table in holders for block in table)
+        wrong = [b for b in range(self.num_blocks) if self._references[b] != expected[b]]
+        free, cached = set(self._free), set(self._cached)
+        live = {block for block, references in enumerate(self._references) if references}
+        keyed = {block: key for block, key in enumerate(self._keys) if key is not None}
+        problems = {
+            f"references of blocks {wrong[:8]} differ from their holders": wrong,
+            "a block is twice on the free list": len(free) != len(self._free),
+            "free, cached and live blocks overlap": free & cached or free & live or cached & live,
+            "free, cached and live blocks are not the whole pool": (
+                len(free) + len(cached) + len(live) != self.num_blocks
+            ),
+            "a cached block has no key": cached - keyed.keys(),
+            "a free block has a key": free & keyed.keys(),
+            "keys and blocks do not match": {key: block for block, key in keyed.items()} != self._block_of_key,
+        }
+        found = [message for message, bad in problems.items() if bad]
+        if found:
+            raise EngineError(f"the block pool is inconsistent: {'; '.join(found)}: this is a bug, please report it")

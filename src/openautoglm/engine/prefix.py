@@ -1,0 +1,73 @@
+"""`PrefixCache`: finds blocks whose content is the beginning of a sequence.
+
+A block's key is a hash over the keys before it and its own tokens, so that equal keys mean equal histories:
+
+    root = H(fingerprint, namespace)     key[i] = H(key[i-1], tokens[16i : 16i+16])
+
+The fingerprint covers everything that could change the stored numbers; namespaces keep tenants apart.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.request import Sequence
+
+KEY_BYTES = 16
+
+
+def root_key(fingerprint: str, namespace: str) -> bytes:
+    """Return the key that every sequence of a namespace starts from."""
+    hasher = blake2b(digest_size=KEY_BYTES)
+    for text in (fingerprint, namespace):
+        data = text.encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.digest()
+
+
+def block_key(parent: bytes, tokens: bytes) -> bytes:
+    """Return the key of a block that follows `parent`; `tokens` are the bytes of its int32 ids."""
+    return blake2b(parent + tokens, digest_size=KEY_BYTES).digest()
+
+
+class PrefixCache:
+    """Matches and registers the full blocks of sequences in a `BlockPool`."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """Return the blocks that already hold the sequence's beginning, without taking them.
+
+        Whole blocks only, and at most num_tokens - 1 tokens: the last token must be computed to draw the next one.
+        """
+        limit = (sequence.num_tokens - 1) // self._pool.block_tokens
+        self._extend_keys(sequence, limit)
+        blocks: list[int] = []
+        for key in sequence.keys[1 : limit + 1]:
+            block = self._pool.lookup(key)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def register(self, sequence: Sequence) -> None:
+        """Make the blocks that are now fully computed findable. Call after the step that computed them."""
+        num_full = sequence.num_computed // self._pool.block_tokens
+        if num_full == sequence.num_registered:
+            return
+        self._extend_keys(sequence, num_full)
+        for index in range(sequence.num_registered, num_full):
+            self._pool.register(sequence.blocks[index], sequence.keys[index + 1])
+        sequence.num_registered = num_full
+
+    def _extend_keys(self, sequence: Sequence, num_blocks: int) -> None:
+        """Make sequence.keys (the root, then one key a block) cover `num_blocks` blocks."""
+        keys, size = sequence.keys, self._pool.block_tokens
+        begin = len(keys) - 1
+        if begin >= num_blocks:
+            return
+        data = sequence.tokens(begin * size, num_blocks * size).tobytes()
+        for offset in range(0, len(data), size * 4):
+            keys.append(block_key(keys[-1], data[offset : offset + size * 4]))

@@ -1,0 +1,133 @@
+"""`Request` and `Sequence`: what the engine knows of a request, and of each of its n choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openautoglm.engine.client import GenerationRequest
+from openautoglm.engine.output import ChoiceText
+from openautoglm.spec.sampling import SamplingParams
+
+SPARE_TOKENS = 256
+
+
+class SequenceState(Enum):
+    """Where a choice stands. HELD choices wait for the first one to compute the prompt that they share."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One request while it lives; `sequences` holds its n choices.
+
+    `stop_tokens` end a choice (EOS unless ignored, and the request's own). `banned_tokens` are those that must not
+    come before `min_tokens`. `num_cached_tokens` is the part of the prompt found in the cache on first admission.
+    """
+
+    request_id: str
+    prompt: NDArray[np.int32]
+    sampling: SamplingParams
+    seed: int
+    priority: int
+    arrival: int
+    root_key: bytes
+    max_new_tokens: int
+    eos_tokens: frozenset[int]
+    stop_tokens: frozenset[int]
+    sequences: list[Sequence] = field(default_factory=list)
+    num_cached_tokens: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended."""
+        return all(sequence.state is SequenceState.FINISHED for sequence in self.sequences)
+
+
+class Sequence:
+    """One choice: its tokens, how many of them have KV in the pool, and the blocks that hold it.
+
+        tokens   | prompt ........ | generated ... |
+                 | computed ............ | pending |      num_pending == 1: the choice is decoding
+        blocks   | 16 | 16 | 16 | 16 |                    block i holds positions 16i to 16i+15
+
+    After preemption `num_computed` is 0 and the generated tokens are computed again like a prompt.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "block_table",
+        "blocks",
+        "choice",
+        "keys",
+        "num_admissions",
+        "num_computed",
+        "num_registered",
+        "num_tokens",
+        "order",
+        "request",
+        "state",
+        "text",
+    )
+
+    def __init__(self, request: Request, choice: int, *, max_blocks: int, text: ChoiceText) -> None:
+        self.request = request
+        self.choice = choice
+        self.order = (request.priority, request.arrival, choice)
+        self.state = SequenceState.HELD
+        self.num_tokens = request.num_prompt_tokens
+        self._buffer = np.empty(self.num_tokens + min(request.max_new_tokens, SPARE_TOKENS), dtype=np.int32)
+        self._buffer[: self.num_tokens] = request.prompt
+        self.num_computed = 0
+        self.blocks: list[int] = []
+        self.block_table: NDArray[np.int32] = np.empty(max_blocks, dtype=np.int32)
+        self.keys: list[bytes] = [request.root_key]
+        self.num_registered = 0
+        self.num_admissions = 0
+        self.text = text
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return self.num_tokens - len(self.request.prompt)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose KV is still to be computed; at least 1 while the choice lives."""
+        return self.num_tokens - self.num_computed
+
+    def tokens(self, begin: int = 0, end: int | None = None) -> NDArray[np.int32]:
+        """Return a view of tokens [begin, end)."""
+        return self._buffer[begin : self.num_tokens if end is None else end]
+
+    def append(self, token: int) -> None:
+        """Add a generated token."""
+        if self.num_tokens == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
+        self._buffer[self.num_tokens] = token
+        self.num_tokens += 1
+
+    def attach(self, blocks: list[int]) -> None:
+        """Append blocks to the table."""
+        begin = len(self.blocks)
+        self.blocks.extend(blocks)
+        self.block_table[begin : len(self.blocks)] = blocks
+
+    def detach(self) -> list[int]:
+        """Give up all blocks and what was computed in them; return the blocks."""
+        blocks, self.blocks = self.blocks, []
+        self.num_computed = 0
+        self.num_registered = 0
+        return blocks

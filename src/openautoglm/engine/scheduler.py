@@ -1,0 +1,205 @@
+"""`Scheduler`: which tokens of which sequences the next step computes.
+
+Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (priority, arrival, choice):
+a smaller priority number goes first, and among equals whoever came first.
+
+    each step, within max_step_tokens:
+        1. decoding sequences, best first, one token each       (a block that is missing is taken from the worst)
+        2. sequences in the middle of their prompt, best first  (their blocks were reserved on admission)
+        3. waiting sequences, strictly in order, if all blocks of their tokens can be had
+
+The victim of a preemption is the worst running sequence: its blocks are released (full ones stay findable until
+evicted) and it waits again in its old place. The best running sequence is never a victim unless it is alone, and
+alone every admitted sequence fits the pool; so the best one always advances and nobody starves.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.prefix import PrefixCache
+from openautoglm.engine.request import Request, Sequence, SequenceState
+
+STEPS_BEFORE_GROWTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """Tokens [begin, end) of a sequence, computed in this step; `samples`: its next token is drawn."""
+
+    sequence: Sequence
+    begin: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the row reaches the sequence's last known token."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step: rows in the order of the batch."""
+
+    rows: list[ScheduledRow]
+    num_tokens: int
+
+
+class Scheduler:
+    """Owns the waiting and running lists and every sequence's blocks. One thread only."""
+
+    def __init__(self, pool: BlockPool, *, max_step_tokens: int, max_running: int) -> None:
+        self._pool = pool
+        self._prefix = PrefixCache(pool)
+        self._max_step_tokens = max_step_tokens
+        self._max_running = min(max_running, max_step_tokens)
+        self._step_tokens = max_step_tokens
+        self._good_steps = 0
+        self._num_held = 0
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.running or self.waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait, including choices that wait for their prompt to be computed once."""
+        return len(self.waiting) + self._num_held
+
+    def add(self, request: Request) -> None:
+        """Queue the first choice; the others follow when it has computed the prompt, and share its full blocks."""
+        self._enqueue(request.sequences[0])
+        self._num_held += len(request.sequences) - 1
+
+    def schedule(self) -> Schedule:
+        """Choose the next step. Takes blocks, admits, preempts; `commit` must follow a step that succeeded."""
+        rows: list[ScheduledRow] = []
+        budget = self._step_tokens
+        for sequence in [s for s in self.running if s.num_pending == 1]:
+            if not budget:
+                break
+            if sequence.state is SequenceState.RUNNING and self._grow(sequence):
+                budget -= self._take(rows, sequence, budget)
+        for sequence in self.running:
+            if budget and sequence.num_pending > 1:
+                budget -= self._take(rows, sequence, budget)
+        while budget and self.waiting and len(self.running) < self._max_running:
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
+                break
+            budget -= self._take(rows, sequence, budget)
+        return Schedule(rows, self._step_tokens - budget)
+
+    def commit(self, schedule: Schedule) -> None:
+        """Record that the step was computed: its blocks become findable, held choices of its requests wait."""
+        for row in schedule.rows:
+            sequence = row.sequence
+            sequence.num_computed = row.end
+            self._prefix.register(sequence)
+            if sequence.choice == 0 and row.begin < sequence.request.num_prompt_tokens <= row.end:
+                self._release_held(sequence.request)
+        self._good_steps += 1
+        if self._good_steps == STEPS_BEFORE_GROWTH:
+            self._good_steps = 0
+            self._step_tokens = min(self._step_tokens * 2, self._max_step_tokens)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands, and release its blocks."""
+        match sequence.state:
+            case SequenceState.RUNNING:
+                self.running.remove(sequence)
+            case SequenceState.WAITING:
+                self.waiting.remove(sequence)
+            case SequenceState.HELD:
+                self._num_held -= 1
+            case SequenceState.FINISHED:
+                return
+        self._pool.release(sequence.detach())
+        sequence.state = SequenceState.FINISHED
+
+    def shrink(self, schedule: Schedule) -> bool:
+        """Make the next step smaller than `schedule`, which ran out of memory; False when it cannot be smaller.
+
+        Halves the tokens of a step (they double again after STEPS_BEFORE_GROWTH good steps); a step of one token
+        can still be helped by releasing the blocks of everybody else.
+        """
+        self._good_steps = 0
+        if schedule.num_tokens > 1:
+            self._step_tokens = schedule.num_tokens // 2
+            return True
+        if len(self.running) == 1:
+            return False
+        keep = schedule.rows[0].sequence
+        self._preempt(next(sequence for sequence in reversed(self.running) if sequence is not keep))
+        return True
+
+    def integrity_check(self) -> None:
+        """Check the pool against every table, and the lists' order; raise `EngineError` if anything is off."""
+        self._pool.integrity_check(sequence.blocks for sequence in self.running + self.waiting)
+
+    def _take(self, rows: list[ScheduledRow], sequence: Sequence, budget: int) -> int:
+        count = min(sequence.num_pending, budget)
+        rows.append(ScheduledRow(sequence, sequence.num_computed, sequence.num_computed + count))
+        return count
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a decoding sequence the block of its next token; False when it had to be preempted itself."""
+        while len(sequence.blocks) * self._pool.block_tokens < sequence.num_tokens:
+            blocks = self._pool.allocate(1)
+            if blocks is not None:
+                sequence.attach(blocks)
+                continue
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Start a waiting sequence if all blocks of its tokens can be had, with one left for each running one."""
+        matched = self._prefix.match(sequence)
+        num_new = -(-sequence.num_tokens // self._pool.block_tokens) - len(matched)
+        num_taken = sum(map(self._pool.is_cached, matched))
+        if num_new + num_taken + len(self.running) > self._pool.num_available:
+            return False
+        self._pool.share(matched)
+        sequence.attach(matched + (self._pool.allocate(num_new) or []))
+        sequence.num_computed = len(matched) * self._pool.block_tokens
+        sequence.num_registered = len(matched)
+        self.waiting.pop(0)
+        insort(self.running, sequence, key=_order)
+        sequence.state = SequenceState.RUNNING
+        sequence.num_admissions += 1
+        if sequence.choice == 0 and sequence.num_admissions == 1:
+            sequence.request.num_cached_tokens = sequence.num_computed
+            self.prefix_query_tokens += sequence.num_tokens
+            self.prefix_hit_tokens += sequence.num_computed
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._pool.release(sequence.detach())
+        self._enqueue(sequence)
+        self.num_preemptions += 1
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.state = SequenceState.WAITING
+        insort(self.waiting, sequence, key=_order)
+
+    def _release_held(self, request: Request) -> None:
+        for sequence in request.sequences:
+            if sequence.state is SequenceState.HELD:
+                self._num_held -= 1
+                self._enqueue(sequence)
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
