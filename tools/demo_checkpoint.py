@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
 from demo_corpus import Document
 from demo_network import Network, Shape
 from demo_tokenizer import END_OF_TEXT, special_ids, write_tokenizer
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 EVALUATION_WINDOW_TOKENS = 1024
 

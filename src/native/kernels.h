@@ -18,6 +18,7 @@ namespace oag {
 constexpr int kTileOutputs = 32;       // outputs per packed weight tile
 constexpr int kActivationGroup = 128;  // input features per activation scale
 constexpr int kBlockTokens = 16;       // tokens per KV block
+constexpr int64_t kMaxInputs = 131072;  // inputs of a product: bounds gemm_scratch_bytes
 constexpr int kPartitionTokens = 128;  // keys per attention partition, aligned to absolute position 0
 
 enum class WeightFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3, kNf4 = 4 };
@@ -25,7 +26,7 @@ enum class KvFormat : uint8_t { kF32 = 0, kBf16 = 1 };
 enum class SourceType : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2 };
 
 // A packed matrix of n outputs by k inputs: ceil(n/32) tiles of tile_bytes each, as openautoglm/spec/formats.py sizes
-// them. Tiles start 64-byte aligned. Padding outputs and inputs hold zeros (scale 0).
+// them. Tiles start 64-byte aligned. Padding outputs and inputs hold zeros (scale 0). k is at most kMaxInputs.
 struct Matrix {
   WeightFormat format;
   int64_t n, k;
@@ -48,6 +49,9 @@ struct Activations {
   int64_t float_stride;
 };
 
+// A call packs its rows of activations into the scratch first (about 0.25 cycles per byte): give a thread one long range
+// of tiles rather than many short ones, above all in prefill.
+//
 // What a product does with its results besides storing them.
 enum class Epilogue : uint8_t {
   kStore = 0,   // out[m][n] = f (+ bias[n])
@@ -85,6 +89,8 @@ struct AttentionCall {
   int64_t out_stride;
   void* scratch;                 // attention_scratch_bytes(head_dim, group_heads)
 };
+
+enum class Peak : uint8_t { kInt8 = 0, kBf16 = 1, kF32 = 2 };
 
 // One partition range of a single-query call, for splitting long contexts over threads: state per head is
 // {max, sum, out[head_dim]} floats = head_dim + 2 each, laid out [partition][group_heads][head_dim + 2].
@@ -128,6 +134,12 @@ struct Kernels {
   // ---- logits ----
   float (*max_value)(const float* x, int64_t n);
   float (*sum_exp)(const float* x, float max, int64_t n);      // sum of exp(x - max), fixed order, the same on all sets
+
+  // ---- behind packing.cpp and probes.cpp; call those ----
+  int64_t (*pack_rows)(const Matrix&, uint8_t* data, int64_t row_begin, int64_t count, int64_t row_step,
+                       const void* source, SourceType, float* buffer);
+  // `rounds` of dot products held in registers; returns multiplications plus additions done, 0 if the set has none
+  double (*peak)(Peak, int64_t rounds);
 };
 
 // ---- packing (portable, in packing.cpp; the same bytes on every machine) ----
@@ -135,8 +147,11 @@ size_t packed_tile_bytes(WeightFormat, int64_t k, int group);
 // Quantise and pack rows [row_begin, row_begin+count) of an [n][k] matrix into `data` (which holds all tiles, zeroed).
 // Source rows are contiguous with `k` values each. int8: symmetric amax/127. int4: asymmetric, 0..15 with u8 zero
 // point 0..15 and fp16 scale, the clip of each group chosen by squared error among several; nf4: absmax codebook with
-// entries rounded to int8/127. Non-finite weights are an error: returns the first bad row, or -1.
-int64_t pack_rows(const Matrix&, uint8_t* data, int64_t row_begin, int64_t count, const void* source, SourceType);
+// entries rounded to int8/127. Non-finite weights, and weights whose scale fp16 (int4, nf4) or whose value bf16 cannot
+// hold, are an error: returns the first bad row of the matrix, or -1. Source row i goes to row row_begin + i * row_step
+// (2 interleaves gate and up). Threads may pack different rows of one matrix at once.
+int64_t pack_rows(const Matrix&, uint8_t* data, int64_t row_begin, int64_t count, const void* source, SourceType,
+                  int64_t row_step = 1);
 
 // ---- dispatch (dispatch.cpp) ----
 const Kernels* kernels_scalar();

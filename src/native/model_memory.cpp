@@ -12,6 +12,20 @@ constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// Bytes of [data, data + bytes) that are in memory now; both are whole pages.
+size_t resident_bytes(uint8_t* data, size_t bytes) {
+  constexpr size_t kPagesAtOnce = 4096;
+  unsigned char states[kPagesAtOnce];
+  const size_t page = page_bytes();
+  size_t num_resident = 0;
+  for (size_t offset = 0; offset < bytes; offset += kPagesAtOnce * page) {
+    const size_t length = bytes - offset < kPagesAtOnce * page ? bytes - offset : kPagesAtOnce * page;
+    if (mincore(data + offset, length, states) != 0) return 0;
+    for (size_t index = 0; index < length / page; ++index) num_resident += states[index] & 1;
+  }
+  return num_resident * page;
+}
+
 }  // namespace
 
 size_t page_bytes() {
@@ -55,7 +69,8 @@ size_t Memory::release(size_t begin, size_t end) {
   const size_t first = round_up(begin, page);
   const size_t last = end == bytes_ ? end : end / page * page;
   if (first >= last) return 0;
-  return madvise(data_ + first, last - first, MADV_DONTNEED) == 0 ? last - first : 0;
+  const size_t resident = resident_bytes(data_ + first, last - first);
+  return madvise(data_ + first, last - first, MADV_DONTNEED) == 0 ? resident : 0;
 }
 
 }  // namespace oag

@@ -21,7 +21,8 @@ class Memory {
 
   // Take every page of [begin, end) from the system now.
   void populate(size_t begin, size_t end);
-  // Give back the pages that lie wholly in [begin, end); they read as zero afterwards. Returns the bytes given back.
+  // Give back the pages that lie wholly in [begin, end); they read as zero afterwards. Returns the bytes that were
+  // in memory before.
   size_t release(size_t begin, size_t end);
 
  private:

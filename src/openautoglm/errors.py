@@ -88,9 +88,13 @@ class TokenizerError(OpenAutoGLMError):
 
 
 class DoesNotFitError(OpenAutoGLMError):
-    """No plan fits the budget; the message lists the nearest plans that do."""
+    """No plan fits the budget; the message lists the nearest plans that do, `suggestions` are their commands."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, suggestions: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.suggestions = suggestions
 
 
 class OutOfMemoryError(OpenAutoGLMError):

@@ -16,10 +16,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeGuard, Unpack, cast
 
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
-from openautoglm.engine.client import GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
 from openautoglm.errors import ConfigError, EngineError, InvalidRequestError
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
@@ -114,7 +114,7 @@ class LLM:
         progress: ProgressCallback | None = None,
     ) -> LLM:
         """Open a model for a goal; `on_plan` sees the plan before anything is loaded."""
-        prepared = prepare(EngineOptions(model=model, goal=goal), progress=progress)
+        prepared = prepare(EngineOptions(model=model, goal=goal))
         if on_plan is not None:
             on_plan(prepared.plan)
         llm = cls.__new__(cls)
@@ -155,8 +155,8 @@ class LLM:
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
         """Continue every prompt (text or token ids); all run in one batch. Results stand in the prompts' order."""
-        batch = [prompts] if _is_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
-        requests = [self._request(self._tokens(prompt), sampling) for prompt in batch]  # type: ignore[arg-type]
+        batch = [prompts] if _is_prompt(prompts) else cast("Sequence[Prompt]", prompts)
+        requests = [self._request(self._tokens(prompt), sampling) for prompt in batch]
         submitted: list[str] = []
         try:
             for request in requests:
@@ -180,11 +180,10 @@ class LLM:
         **template_variables: object,
     ) -> Iterator[str]:
         """Yield the answer to a prompt or a conversation as it comes. Closing the iterator ends the request."""
-        tokens = (
-            self.render_chat(prompt, **template_variables)  # type: ignore[arg-type]
-            if not _is_prompt(prompt)
-            else self._tokens(prompt)  # type: ignore[arg-type]
-        )
+        if _is_prompt(prompt):
+            tokens = self._tokens(prompt)
+        else:
+            tokens = self.render_chat(cast("Sequence[Message]", prompt), **template_variables)
         request = self._request(tokens, sampling)
         if request.sampling.n != 1:
             raise InvalidRequestError("stream() yields one choice: leave n at 1, or use generate()", param="n")
@@ -197,6 +196,11 @@ class LLM:
                     raise EngineError(event.error or "the request failed")
         finally:
             self._forget(request.request_id)
+
+    def engine_status(self) -> EngineStatus:
+        """Return the engine's counters and gauges."""
+        with self._lock:
+            return self._opened.engine.status()
 
     def render_chat(self, messages: Sequence[Message], **template_variables: object) -> tuple[int, ...]:
         """Return the token ids of a conversation with the assistant's turn opened."""
@@ -277,7 +281,7 @@ class _PartialChoice:
     last: GenerationEvent | None = None
 
 
-def _is_prompt(prompt: object) -> bool:
+def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
     if isinstance(prompt, str):
         return True
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], int)

@@ -63,7 +63,7 @@ def run_command(
         )
         history: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
         if prompt is not None:
-            request = prompt if raw else [*history, {"role": "user", "content": prompt}]
+            request: str | list[dict[str, object]] = prompt if raw else [*history, {"role": "user", "content": prompt}]
             _print(llm.stream(request, sampling))
             return
         for line in _lines():

@@ -8,8 +8,6 @@ from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Schedule, ScheduledRow
 from openautoglm.executor.protocol import Float32, Int32, SampleBatch, StepBatch
 
-SEED_MASK = (1 << 64) - 1
-
 
 def build_batch(schedule: Schedule, *, num_groups: int) -> StepBatch:
     """Return the arrays of a step; every cache group reads the same block table, as a block holds all layers."""

@@ -56,6 +56,10 @@ class BlockPool:
         """Blocks in use."""
         return self.num_blocks - self.num_available
 
+    def live_blocks(self) -> list[int]:
+        """Return the blocks in use, ascending."""
+        return [block for block, references in enumerate(self._references) if references]
+
     def allocate(self, count: int) -> list[int] | None:
         """Take `count` blocks with one reference each; None, and nothing taken, when fewer are available."""
         if count > self.num_available:

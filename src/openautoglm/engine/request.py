@@ -8,7 +8,6 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.output import ChoiceText
 from openautoglm.spec.sampling import SamplingParams
 
@@ -28,8 +27,9 @@ class SequenceState(Enum):
 class Request:
     """One request while it lives; `sequences` holds its n choices.
 
-    `stop_tokens` end a choice (EOS unless ignored, and the request's own). `banned_tokens` are those that must not
-    come before `min_tokens`. `num_cached_tokens` is the part of the prompt found in the cache on first admission.
+    `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added
+    to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
+    `num_cached_tokens` is the part of the prompt found in the cache on first admission.
     """
 
     request_id: str
@@ -42,6 +42,8 @@ class Request:
     max_new_tokens: int
     eos_tokens: frozenset[int]
     stop_tokens: frozenset[int]
+    biases: tuple[tuple[int, float], ...] = ()
+    early_biases: tuple[tuple[int, float], ...] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0
 
@@ -49,6 +51,14 @@ class Request:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether drawing needs the tokens so far."""
+        sampling = self.sampling
+        return (
+            sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
+        )
 
     @property
     def finished(self) -> bool:

@@ -1,29 +1,58 @@
 """Bytes that a loaded model takes besides weights, KV pool and workspace: interpreter, libraries, text, transport.
 
 The constants are upper bounds of what `benchmarks/plan_accuracy.py` measures in fresh processes (its results lie in
-benchmarks/results/plan_accuracy.md): it loads every shape and format with the pool fully touched, runs a step of the
-largest size, and compares the peak of the process with the plan's.
+benchmarks/results/): it loads every shape and format with the pool fully touched, runs a step of the largest size,
+and compares the peak of the process with the plan's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from openautoglm.spec.tokenizer import TokenizerSize
 from openautoglm.units import KIB, MIB
 
-# Interpreter, numpy, tokenizers, jinja2, msgspec and this package's own code and extension, private or mapped.
-PROCESS_BASE_BYTES = 80 * MIB
-# Reading and packing a slice of a checkpoint: the largest part of a load that is not the model itself.
-LOAD_SLICE_BYTES = 64 * MIB
-# tokenizer.json while it is parsed and the tables it becomes: text, ids, merges and their hash maps.
-TOKENIZER_BYTES_PER_TOKEN = 640
+# Interpreter, numpy, tokenizers, msgspec, click and this package's own code and extension, private or mapped.
+PROCESS_BASE_BYTES = 72 * MIB
+# The killable process that renders chat templates.
+TEMPLATE_PROCESS_BYTES = 16 * MIB
+# The HTTP process of a server: the same interpreter with FastAPI, uvicorn and pydantic; it tokenises too.
+HTTP_PROCESS_BYTES = 96 * MIB
+# A loaded tokenizer.json: fitted to vocabularies of 4 k to 152 k entries with 4 k to 336 k merges. (Parsing takes a
+# fifth more, before anything else is loaded.)
+TOKENIZER_BASE_BYTES = 3 * MIB // 2
+TOKENIZER_ENTRY_BYTES = 256
+TOKENIZER_MERGE_BYTES = 464
+# Without the file: published tokenizers have up to this many merges per entry of the vocabulary.
+MERGES_PER_ENTRY = 2.2
 # Stack and allocator arena that one compute thread touches.
 THREAD_BYTES = 256 * KIB
 
 
-def tokenizer_bytes(vocab_size: int) -> int:
-    """Return the estimated peak of loading a tokenizer of `vocab_size` entries."""
-    return vocab_size * TOKENIZER_BYTES_PER_TOKEN
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeNeeds:
+    """What the runtime's bytes depend on.
+
+    `server` adds the HTTP process beside the engine's. `source_item_bytes` is the size of the checkpoint's numbers: a
+    load holds slices of them.
+    """
+
+    tokenizer: TokenizerSize
+    server: bool = False
+    source_item_bytes: int = 2
 
 
-def runtime_bytes(vocab_size: int, num_threads: int) -> int:
-    """Return what a process that runs a model takes besides the model's own arrays, at its peak."""
-    return PROCESS_BASE_BYTES + LOAD_SLICE_BYTES + tokenizer_bytes(vocab_size) + num_threads * THREAD_BYTES
+def estimated_tokenizer(vocab_size: int) -> TokenizerSize:
+    """Return the size to plan with where no tokenizer.json is at hand."""
+    return TokenizerSize(num_entries=vocab_size, num_merges=int(vocab_size * MERGES_PER_ENTRY))
+
+
+def tokenizer_bytes(size: TokenizerSize) -> int:
+    """Return what a tokenizer of this size takes in one process."""
+    return TOKENIZER_BASE_BYTES + size.num_entries * TOKENIZER_ENTRY_BYTES + size.num_merges * TOKENIZER_MERGE_BYTES
+
+
+def runtime_bytes(needs: RuntimeNeeds, num_threads: int) -> int:
+    """Return what the processes that run a model take besides the model's own arrays."""
+    engine = PROCESS_BASE_BYTES + TEMPLATE_PROCESS_BYTES + tokenizer_bytes(needs.tokenizer) + num_threads * THREAD_BYTES
+    return engine + (HTTP_PROCESS_BYTES + tokenizer_bytes(needs.tokenizer) if needs.server else 0)

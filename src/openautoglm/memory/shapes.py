@@ -48,7 +48,7 @@ class MatrixShape:
 
 
 def layer_matrices(layer: LayerSpec, hidden_size: int) -> tuple[MatrixShape, ...]:
-    """Return the matrices of a layer; a recurrent mixer is one matrix of its size."""
+    """Return the matrices of a layer."""
     return (*_mixer_matrices(layer.mixer, hidden_size), *_mlp_matrices(layer.mlp, hidden_size))
 
 
@@ -80,17 +80,15 @@ def _mixer_matrices(mixer: AttentionSpec | LatentAttentionSpec | RecurrentSpec, 
         case LatentAttentionSpec():
             return _latent_matrices(mixer, hidden)
         case RecurrentSpec():
-            rows = -(-(mixer.num_parameters - _mixer_vectors(mixer, hidden)) // hidden)
-            return (MatrixShape(num_outputs=rows, num_inputs=hidden),)
+            return _recurrent_matrices(mixer, hidden)
         case _:
             assert_never(mixer)
 
 
 def _latent_matrices(mixer: LatentAttentionSpec, hidden: int) -> tuple[MatrixShape, ...]:
     query = mixer.num_heads * (mixer.nope_head_dim + mixer.rope_head_dim)
-    if mixer.query_rank is None:
-        queries = (MatrixShape(num_outputs=query, num_inputs=hidden),)
-    else:
+    queries: tuple[MatrixShape, ...] = (MatrixShape(num_outputs=query, num_inputs=hidden),)
+    if mixer.query_rank is not None:
         queries = (
             MatrixShape(num_outputs=mixer.query_rank, num_inputs=hidden),
             MatrixShape(num_outputs=query, num_inputs=mixer.query_rank),
@@ -103,6 +101,20 @@ def _latent_matrices(mixer: LatentAttentionSpec, hidden: int) -> tuple[MatrixSha
         MatrixShape(num_outputs=hidden, num_inputs=mixer.num_heads * mixer.value_head_dim),
     )
     return (*queries, *latent, *_indexer_matrices(mixer, hidden))
+
+
+def _recurrent_matrices(mixer: RecurrentSpec, hidden: int) -> tuple[MatrixShape, ...]:
+    keys, values = mixer.num_heads * mixer.key_dim, mixer.num_heads * mixer.value_dim
+    channels = 2 * keys + values
+    return (
+        MatrixShape(num_outputs=channels, num_inputs=hidden),
+        MatrixShape(num_outputs=channels, num_inputs=mixer.convolution_width, full_precision=True),
+        MatrixShape(num_outputs=mixer.gate_rank, num_inputs=hidden, count=2, num_active=2),  # decay and output gate
+        MatrixShape(num_outputs=keys, num_inputs=mixer.gate_rank),
+        MatrixShape(num_outputs=values, num_inputs=mixer.gate_rank),
+        MatrixShape(num_outputs=mixer.num_heads, num_inputs=hidden),
+        MatrixShape(num_outputs=hidden, num_inputs=values),
+    )
 
 
 def _indexer_matrices(mixer: LatentAttentionSpec, hidden: int) -> tuple[MatrixShape, ...]:

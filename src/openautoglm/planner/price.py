@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openautoglm.memory.kv import kv_block_bytes
-from openautoglm.memory.runtime import runtime_bytes
+from openautoglm.memory.kv import kv_block_bytes, recurrent_state_bytes
+from openautoglm.memory.loading import loading_bytes
+from openautoglm.memory.runtime import RuntimeNeeds, estimated_tokenizer, runtime_bytes
 from openautoglm.memory.weights import WeightBytes, weight_bytes
 from openautoglm.memory.workspace import workspace_bytes
 from openautoglm.spec.arch import ArchSpec
@@ -15,7 +16,6 @@ from openautoglm.units import MIB
 
 MIN_HEADROOM_BYTES = 64 * MIB
 HEADROOM_SHARE = 50  # one part in 50: 2 %
-SPARE_BLOCKS = 1  # target of a copy-on-write while every sequence holds its whole context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,34 +31,33 @@ class Choice:
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks for every sequence at its whole context, and the spare one."""
-        return self.concurrency * -(-self.context_tokens // BLOCK_TOKENS) + SPARE_BLOCKS
+        """KV blocks for every sequence at its whole context; the engine shares whole blocks and copies none."""
+        return self.concurrency * -(-self.context_tokens // BLOCK_TOKENS)
 
 
-def headroom_bytes(budget_bytes: int) -> int:
-    """Return what stays free on purpose: 2 % of the budget, at least 64 MiB."""
-    return max(MIN_HEADROOM_BYTES, budget_bytes // HEADROOM_SHARE)
+def headroom_bytes(peak_bytes: int) -> int:
+    """Return what stays free on purpose beside a predicted peak: 2 % of it, at least 64 MiB."""
+    return max(MIN_HEADROOM_BYTES, peak_bytes // HEADROOM_SHARE)
 
 
-def needed_budget_bytes(peak_bytes: int) -> int:
-    """Return the least budget that holds a predicted peak and the headroom of that budget."""
-    by_minimum = peak_bytes + MIN_HEADROOM_BYTES
-    if headroom_bytes(by_minimum) == MIN_HEADROOM_BYTES:
-        return by_minimum
-    # budget - budget//50 >= peak; solved without floats, exact for every integer
-    budget = peak_bytes * HEADROOM_SHARE // (HEADROOM_SHARE - 1)
-    while budget - headroom_bytes(budget) < peak_bytes:
-        budget += 1
-    return budget
+def largest_peak_bytes(budget_bytes: int) -> int:
+    """Return the largest predicted peak that fits a budget together with its headroom; negative if none does."""
+    peak_bytes = budget_bytes * HEADROOM_SHARE // (HEADROOM_SHARE + 1) + 1
+    while peak_bytes + peak_bytes // HEADROOM_SHARE > budget_bytes:
+        peak_bytes -= 1
+    return min(peak_bytes, budget_bytes - MIN_HEADROOM_BYTES)
 
 
 class Pricer:
-    """Prices of one architecture; weights per format are computed once (a large model has thousands of matrices)."""
+    """Prices of one architecture; sums over layers are computed once per format and step."""
 
-    def __init__(self, spec: ArchSpec) -> None:
+    def __init__(self, spec: ArchSpec, runtime: RuntimeNeeds | None = None) -> None:
         self.spec = spec
+        self.runtime = runtime or RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size))
         self._weights: dict[ModelFormats, WeightBytes] = {}
         self._block_bytes: dict[ModelFormats, int] = {}
+        self._workspaces: dict[tuple[ModelFormats, int, int, int], int] = {}
+        self._state_bytes = recurrent_state_bytes(spec)
 
     def block_bytes(self, formats: ModelFormats) -> int:
         """Return the bytes of one KV block over all layers."""
@@ -66,33 +65,51 @@ class Pricer:
             self._block_bytes[formats] = kv_block_bytes(self.spec, formats.kv)
         return self._block_bytes[formats]
 
-    def breakdown(self, choice: Choice, budget_bytes: int) -> Breakdown:
-        """Return the bytes of every component of `choice`, headroom as a budget asks for it."""
+    def kv_bytes(self, choice: Choice) -> int:
+        """Return the bytes of the KV pool and of every sequence's recurrent state."""
+        return choice.num_blocks * self.block_bytes(choice.formats) + choice.concurrency * self._state_bytes
+
+    def breakdown(self, choice: Choice) -> Breakdown:
+        """Return the bytes of every component of `choice`."""
         formats = choice.formats
         if formats not in self._weights:
             self._weights[formats] = weight_bytes(self.spec, formats)
         weights = self._weights[formats]
+        kv_bytes, workspace = self.kv_bytes(choice), self._workspace_bytes(choice)
+        # A load reads slices before pool and workspace are touched: only what exceeds those adds to the peak.
+        loading = max(0, self.loading_bytes(formats) - kv_bytes - workspace)
+        runtime = runtime_bytes(self.runtime, choice.num_threads) + loading
         return Breakdown(
             layer_weight_bytes=weights.layers,
             head_weight_bytes=weights.head,
             embedding_weight_bytes=weights.embedding,
             norm_bytes=weights.norms,
-            kv_bytes=choice.num_blocks * self.block_bytes(formats),
-            workspace_bytes=workspace_bytes(
+            kv_bytes=kv_bytes,
+            workspace_bytes=workspace,
+            runtime_bytes=runtime,
+            headroom_bytes=headroom_bytes(weights.total + kv_bytes + workspace + runtime),
+        )
+
+    def loading_bytes(self, formats: ModelFormats) -> int:
+        """Return what a load holds on top of the weights."""
+        return loading_bytes(self.spec, formats, source_item_bytes=self.runtime.source_item_bytes)
+
+    def _workspace_bytes(self, choice: Choice) -> int:
+        key = (choice.formats, choice.max_step_tokens, choice.max_step_rows, choice.num_threads)
+        if key not in self._workspaces:
+            self._workspaces[key] = workspace_bytes(
                 self.spec,
-                formats,
+                choice.formats,
                 max_step_tokens=choice.max_step_tokens,
                 max_step_rows=choice.max_step_rows,
                 num_threads=choice.num_threads,
-            ),
-            runtime_bytes=runtime_bytes(self.spec.vocab_size, choice.num_threads),
-            headroom_bytes=headroom_bytes(budget_bytes),
-        )
+            )
+        return self._workspaces[key]
 
-    def peak_bytes(self, choice: Choice) -> int:
-        """Return the predicted peak, headroom not counted."""
-        return self.breakdown(choice, 0).peak_bytes
+    def total_bytes(self, choice: Choice) -> int:
+        """Return the predicted peak and the headroom: the least budget that holds the choice."""
+        return self.breakdown(choice).total_bytes
 
     def fits(self, choice: Choice, budget_bytes: int) -> bool:
-        """Return whether the choice and the budget's headroom fit the budget."""
-        return self.breakdown(choice, budget_bytes).total_bytes <= budget_bytes
+        """Return whether the predicted peak and its headroom fit the budget."""
+        return self.total_bytes(choice) <= budget_bytes

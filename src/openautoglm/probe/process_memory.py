@@ -78,6 +78,11 @@ def peak_resident_bytes(pid: int | None = None, *, root: Path = Path("/")) -> in
     return parse_fields(text or "").get("VmHWM", 0)
 
 
+def reset_peak_resident(*, root: Path = Path("/")) -> None:
+    """Let this process's VmHWM start again from what is resident now (proc(5), clear_refs)."""
+    (root / "proc" / "self" / "clear_refs").write_text("5")
+
+
 def _measure_one(directory: Path) -> dict[str, int] | None:
     text = _read(directory / "smaps_rollup")
     if text:

@@ -124,14 +124,14 @@ class RecurrentSpec:
     """Linear-attention mixer (KDA): state of num_heads x key_dim x value_dim floats, independent of the length.
 
     Queries, keys and values pass a causal convolution over `convolution_width` tokens, whose last inputs are state
-    too. `num_parameters` counts the whole mixer.
+    too. Decay and output gates are projections of rank `gate_rank`.
     """
 
     num_heads: int
     key_dim: int
     value_dim: int
     convolution_width: int
-    num_parameters: int
+    gate_rank: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,14 @@ from typing import Any, BinaryIO, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock
+from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 _LENGTH = struct.Struct(">I")
+_MAX_MESSAGE_CHARS = 500
 
 
 class _TooLongError(Exception):
@@ -42,7 +43,7 @@ class GenerationTag(Extension):
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it as an instance attribute
 
-    def parse(self, parser: Parser) -> CallBlock:
+    def parse(self, parser: Parser) -> Node:
         """Turn the block into a call that returns its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -111,6 +112,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+def _short(error: Exception) -> str:
+    """Return the message, cut where it could carry a whole prompt."""
+    text = str(error)
+    return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + "…"
+
+
 class Worker:
     """Answers render requests until its input ends, which is also how it dies with its parent."""
 
@@ -130,15 +137,15 @@ class Worker:
         try:
             return {"text": self._render(request["name"], request["variables"], request["max_output_chars"])}
         except _RaisedError as error:
-            return {"error": "raised", "message": str(error)}
+            return {"error": "raised", "message": _short(error)}
         except _TooLongError:
             return {"error": "output", "message": ""}
         except jinja2.exceptions.SecurityError as error:
-            return {"error": "sandbox", "message": str(error)}
+            return {"error": "sandbox", "message": _short(error)}
         except MemoryError:
             return {"error": "memory", "message": ""}
         except Exception as error:  # noqa: BLE001  a template can raise anything; the parent gets it as a message
-            return {"error": "failed", "message": f"{type(error).__name__}: {error}"}
+            return {"error": "failed", "message": f"{type(error).__name__}: {_short(error)}"}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
 

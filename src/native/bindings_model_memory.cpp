@@ -1,0 +1,105 @@
+// Thread pool, packed weights and KV pool for Python.
+#include "bindings_model.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <tuple>
+
+#include "kv_pool.h"
+#include "model_weights.h"
+#include "thread_pool.h"
+
+using namespace nb::literals;
+using namespace oag;
+
+namespace {
+
+using ShapeTuple = std::tuple<int, int64_t, int64_t, int>;
+
+std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples) {
+  std::vector<MatrixShape> shapes;
+  for (const auto& [format, outputs, inputs, group] : tuples) {
+    if (format < 0 || format > static_cast<int>(WeightFormat::kNf4)) throw std::invalid_argument("unknown weight format");
+    shapes.push_back({static_cast<WeightFormat>(format), outputs, inputs, group});
+  }
+  return shapes;
+}
+
+int64_t pack(WeightStore& store, int64_t index, int64_t row_begin, int64_t row_step,
+             const nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows) {
+  SourceType type;
+  if (rows.dtype() == nb::dtype<float>())
+    type = SourceType::kF32;
+  else if (rows.dtype() == nb::dtype<uint16_t>())
+    type = SourceType::kBf16;
+  else if (rows.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && rows.dtype().bits == 16)
+    type = SourceType::kF16;
+  else
+    throw std::invalid_argument("rows must be float32, float16 or uint16 (the bits of bf16)");
+  if (static_cast<int64_t>(rows.shape(1)) != store.matrix(index).k)
+    throw std::invalid_argument("rows have " + std::to_string(rows.shape(1)) + " values, the matrix has " +
+                                std::to_string(store.matrix(index).k));
+  const nb::gil_scoped_release release;
+  return store.pack(index, row_begin, row_step, static_cast<int64_t>(rows.shape(0)), rows.data(), type);
+}
+
+}  // namespace
+
+void bind_memory(nb::module_& m) {
+  nb::class_<ThreadPool>(m, "ThreadPool")
+      .def(nb::init<int, bool>(), "num_threads"_a, "pin"_a = true, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("num_threads", &ThreadPool::num_threads)
+      .def_prop_ro("pinned", &ThreadPool::pinned);
+
+  nb::class_<WeightStore>(m, "WeightStore")
+      .def("__init__",
+           [](WeightStore* self, std::shared_ptr<ThreadPool> pool, const std::vector<ShapeTuple>& shapes) {
+             new (self) WeightStore(std::move(pool), to_shapes(shapes));
+           },
+           "pool"_a, "shapes"_a)
+      .def("pack_rows", pack, "index"_a, "row_begin"_a, "row_step"_a, "rows"_a)
+      .def("matrix_bytes", &WeightStore::matrix_bytes, "index"_a)
+      .def("rows_packed", &WeightStore::rows_packed, "index"_a)
+      .def_prop_ro("packed_bytes", &WeightStore::packed_bytes)
+      .def_prop_ro("allocated_bytes", &WeightStore::allocated_bytes);
+
+  nb::class_<KvPool>(m, "KvPool")
+      .def(nb::init<int64_t, size_t, size_t>(), "num_blocks"_a, "block_bytes"_a, "slab_bytes"_a)
+      .def("copy", &KvPool::copy, "source"_a, "destination"_a)
+      .def("export_blocks",
+           [](const KvPool& pool, const std::vector<int64_t>& blocks) {
+             for (int64_t block : blocks) pool.check(block);
+             std::string data(blocks.size() * pool.block_bytes(), '\0');
+             for (size_t index = 0; index < blocks.size(); ++index)
+               std::memcpy(data.data() + index * pool.block_bytes(), pool.block(blocks[index]), pool.block_bytes());
+             return nb::bytes(data.data(), data.size());
+           },
+           "blocks"_a)
+      .def("import_blocks",
+           [](KvPool& pool, const std::vector<int64_t>& blocks, const nb::bytes& data) {
+             for (int64_t block : blocks) pool.check(block);
+             if (data.size() != blocks.size() * pool.block_bytes())
+               throw std::invalid_argument(std::to_string(blocks.size()) + " blocks take " +
+                                           std::to_string(blocks.size() * pool.block_bytes()) + " bytes, got " +
+                                           std::to_string(data.size()));
+             for (size_t index = 0; index < blocks.size(); ++index)
+               std::memcpy(pool.block(blocks[index]), data.c_str() + index * pool.block_bytes(), pool.block_bytes());
+           },
+           "blocks"_a, "data"_a)
+      .def("touch", &KvPool::touch, nb::call_guard<nb::gil_scoped_release>())
+      .def("release_unused",
+           [](KvPool& pool, const std::vector<int64_t>& live_blocks) {
+             std::vector<bool> live(static_cast<size_t>(pool.num_blocks()));
+             for (int64_t block : live_blocks) {
+               pool.check(block);
+               live[static_cast<size_t>(block)] = true;
+             }
+             return pool.release_unused(live);
+           },
+           "live_blocks"_a)
+      .def_prop_ro("num_blocks", &KvPool::num_blocks)
+      .def_prop_ro("block_bytes", &KvPool::block_bytes)
+      .def_prop_ro("blocks_per_slab", &KvPool::blocks_per_slab)
+      .def_prop_ro("num_slabs", &KvPool::num_slabs)
+      .def_prop_ro("allocated_bytes", &KvPool::allocated_bytes);
+}

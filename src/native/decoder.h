@@ -1,0 +1,106 @@
+// The decoder step: one call per batch, from tokens to logits and sampled tokens.
+//
+// A token's results depend on its own sequence alone: not on the other rows, on how a prompt is cut into steps, on the
+// number of threads or on which blocks hold its keys. Every product, norm and sum runs per row in a fixed order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "decoder_config.h"
+#include "decoder_workspace.h"
+#include "kernels.h"
+#include "kv_pool.h"
+#include "model_weights.h"
+#include "sampler.h"
+#include "thread_pool.h"
+
+namespace oag {
+
+// One step. Row r owns tokens [row_offsets[r], row_offsets[r+1]) at consecutive positions; its blocks are
+// block_table[r * table_width ..], block b holding positions 16b .. 16b+15; -1 where no layer looks any more.
+// A row may read blocks that other rows read, but not those that another row of the same step writes.
+struct StepInput {
+  int64_t num_tokens = 0, num_rows = 0;
+  const int32_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* row_offsets = nullptr;
+  const int32_t* block_table = nullptr;
+  int64_t table_width = 0;
+  const float* embeddings = nullptr;  // [num_tokens][hidden_size] instead of the lookup, or nullptr
+  SampleArrays sample;
+  const int32_t* logit_indices = nullptr;
+  int64_t num_logits = 0;
+  const int32_t* hidden_indices = nullptr;
+  int64_t num_hidden = 0;
+};
+
+struct StepOutput {
+  SampleOutput sample;
+  float* logits = nullptr;  // [num_logits][vocab_size]
+  float* hidden = nullptr;  // [num_hidden][hidden_size], after the final norm
+};
+
+class Decoder {
+ public:
+  // Checks every shape against the weights and the pool. Throws std::invalid_argument, std::bad_alloc.
+  Decoder(std::shared_ptr<ThreadPool> pool, std::shared_ptr<WeightStore> weights, std::shared_ptr<KvPool> kv,
+          DecoderConfig config, const std::string& instruction_set);
+
+  const DecoderConfig& config() const { return config_; }
+  const char* instruction_set() const { return kernels_.name; }
+  size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
+  int num_threads() const { return pool_->num_threads(); }
+
+  // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.
+  void set_heartbeat(uint64_t* heartbeat) { heartbeat_ = heartbeat; }
+
+  // Throws std::invalid_argument, before anything is written, for a batch that breaks the rules above.
+  void step(const StepInput& input, const StepOutput& output);
+
+ private:
+  // ---- decoder.cpp ----
+  void run_step(int thread);
+  void embed();
+  void norm_rows(int thread, const NormConfig& norm, bool quantise, ActivationRows* prepared);
+  void quantise_rows(int thread, const float* source, int64_t size, ActivationRows* prepared);
+  void add_branch(const NormConfig& norm);
+  void project(int thread, int64_t matrix, const float* source, const std::vector<float>& bias,
+               const NormConfig& post_norm);
+  void multiply(int thread, int64_t matrix, const ActivationRows& rows, int64_t num_rows, const float* bias,
+                Epilogue epilogue, float* out, int64_t out_stride);
+  void beat() const;
+  // ---- decoder_attention.cpp ----
+  void plan_attention();
+  void plan_splits();
+  void attend(int thread, const LayerConfig& layer, size_t kv_offset);
+  void rotate_and_store(const LayerConfig& layer, size_t kv_offset, const StoreRun& run, int kv_head);
+  void attend_item(int thread, const LayerConfig& layer, size_t kv_offset, const AttentionItem& item, int kv_head);
+  void merge_splits(const LayerConfig& layer);
+  float* partials_of(const LayerConfig& layer, int32_t row, int kv_head) const;
+  // ---- decoder_head.cpp ----
+  void run_head(int thread);
+  void compute_logits(int thread, const int32_t* indices, int64_t count, float* out);
+
+  const Kernels& kernels_;
+  std::shared_ptr<ThreadPool> pool_;
+  std::shared_ptr<WeightStore> weights_;
+  std::shared_ptr<KvPool> kv_;
+  DecoderConfig config_;
+  std::vector<size_t> kv_offsets_;  // bytes of each layer inside a block
+  int64_t least_window_ = 0;        // what the widest layer sees; 0 = everything
+  Workspace workspace_;
+  uint64_t* heartbeat_ = nullptr;
+
+  // The step in progress; written by the stepping thread before the team starts.
+  const StepInput* input_ = nullptr;
+  const StepOutput* output_ = nullptr;
+  int64_t num_items_ = 0, num_runs_ = 0;
+  int32_t num_splits_ = 1;       // parts of each row's attention; 1 = none
+  int64_t partition_slots_ = 0;  // slots per row and kv head of a split step
+  bool fused_ = false;      // a row's keys are stored by the thread that attends to them
+};
+
+}  // namespace oag

@@ -1,0 +1,123 @@
+#include "decoder_workspace.h"
+
+#include <algorithm>
+
+#include "kv_pool.h"
+#include "layout.h"
+#include "sampler.h"
+
+namespace oag {
+namespace {
+
+bool quantised(const WeightStore& weights, int64_t index) { return is_quantised(weights.matrix(index).format); }
+
+// Whether any, or all, of the layers' matrices take quantised activations.
+bool any_layer_matrix(const DecoderConfig& config, const WeightStore& weights, bool wanted) {
+  return std::any_of(config.layers.begin(), config.layers.end(), [&](const LayerConfig& layer) {
+    return quantised(weights, layer.qkv) == wanted || quantised(weights, layer.attention_output) == wanted ||
+           quantised(weights, layer.gate_up) == wanted || quantised(weights, layer.down) == wanted;
+  });
+}
+
+bool any_sandwich(const DecoderConfig& config) {
+  return std::any_of(config.layers.begin(), config.layers.end(),
+                     [](const LayerConfig& layer) { return layer.post_mixer_norm.present(); });
+}
+
+}  // namespace
+
+size_t kv_block_bytes(const DecoderConfig& config) {
+  size_t total = 0;
+  for (const LayerConfig& layer : config.layers)
+    total += static_cast<size_t>(layer.num_kv_heads) * kv_head_bytes(config.kv_format, layer.head_dim);
+  return total;
+}
+
+// 112 rows of queries and results at the head's width, and the scores and weights of 16 rows over a partition.
+size_t attention_scratch_limit(int head_dim) {
+  return sizeof(float) * (112 * static_cast<size_t>(round_up(head_dim, 16)) + 32 * kPartitionTokens + 96) + 512;
+}
+
+// Hands out 64-byte aligned pieces of a memory, or only counts them.
+class Workspace::Carver {
+ public:
+  explicit Carver(uint8_t* base) : base_(base) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    const size_t offset = offset_;
+    offset_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return base_ == nullptr || count == 0 ? nullptr : reinterpret_cast<T*>(base_ + offset);
+  }
+  void* take_bytes(size_t bytes) { return take<uint8_t>(static_cast<int64_t>(bytes)); }
+
+  void take_quantised(ActivationRows& rows, int64_t count, int64_t num_groups) {
+    rows.values = take<int8_t>(count * num_groups * kActivationGroup);
+    rows.scales = take<float>(count * num_groups);
+    rows.sums = take<int32_t>(count * num_groups * 4);
+  }
+  size_t size() const { return offset_; }
+
+ private:
+  uint8_t* base_;
+  size_t offset_ = 0;
+};
+
+size_t Workspace::measure(const DecoderConfig& config, const WeightStore& weights, int num_threads) {
+  Carver counter(nullptr);
+  const Workspace counted(counter, config, weights, num_threads);
+  return counter.size();
+}
+
+Workspace::Workspace(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads)
+    : memory_(0) {
+  carve(carver, config, weights, num_threads);
+}
+
+Workspace::Workspace(const DecoderConfig& config, const WeightStore& weights, int num_threads)
+    : memory_(measure(config, weights, num_threads)) {
+  Carver carver(memory_.data());
+  carve(carver, config, weights, num_threads);
+  for (ThreadScratch& thread : threads) init_sampler_scratch(thread.sampler, config.vocab_size);
+}
+
+void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads) {
+  const int64_t num_tokens = config.max_step_tokens;
+  const int64_t hidden_size = config.hidden_size;
+  int64_t widest_input = hidden_size;
+  size_t attention_bytes = 0;
+  for (const LayerConfig& layer : config.layers) {
+    wide_size = std::max({wide_size, layer.qkv_size(), layer.intermediate_size});
+    mixed_size = std::max(mixed_size, layer.query_size());
+    widest_input = std::max({widest_input, layer.query_size(), layer.intermediate_size});
+    partial_floats = std::max<int64_t>(partial_floats, int64_t{layer.group_heads()} * (layer.head_dim + 2));
+    attention_bytes = std::max(attention_bytes, attention_scratch_limit(layer.head_dim));
+  }
+  const bool floats = any_layer_matrix(config, weights, false);
+  const int64_t num_groups = any_layer_matrix(config, weights, true) ? num_groups_of(widest_input) : 0;
+
+  hidden = carver.take<float>(num_tokens * hidden_size);
+  branch = carver.take<float>(floats || any_sandwich(config) ? num_tokens * hidden_size : 0);
+  wide = carver.take<float>(num_tokens * wide_size);
+  mixed = carver.take<float>(num_tokens * mixed_size);
+  carver.take_quantised(rows, num_tokens, num_groups);
+  for (const RotaryConfig& table : config.rotary) rotary.push_back(carver.take<float>(num_tokens * 2 * table.half()));
+  head_rows.floats = carver.take<float>(kHeadRows * hidden_size);
+  carver.take_quantised(head_rows, kHeadRows, quantised(weights, config.head) ? num_groups_of(hidden_size) : 0);
+  logit_rows = std::min(kHeadRows, config.max_step_rows);
+  logits = carver.take<float>(logit_rows * config.vocab_size);
+  partials = carver.take<float>(num_threads > 1 ? kPartialSlots * partial_floats : 0);
+  items = carver.take<AttentionItem>(num_tokens + kPartialSlots);
+  runs = carver.take<StoreRun>(num_tokens);
+  threads.resize(static_cast<size_t>(num_threads));
+  for (ThreadScratch& thread : threads) {
+    thread.row.floats = carver.take<float>(hidden_size);
+    carver.take_quantised(thread.row, 1, num_groups);
+    thread.gemm = carver.take_bytes(kGemmScratchBytes);
+    thread.attention = carver.take_bytes(attention_bytes);
+    thread.sampler = carver.take_bytes(sampler_scratch_bytes(config.vocab_size));
+    thread.blocks = carver.take<const uint8_t*>((config.max_positions + kBlockTokens - 1) / kBlockTokens);
+  }
+}
+
+}  // namespace oag

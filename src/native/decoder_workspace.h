@@ -1,0 +1,86 @@
+// The memory of a step: allocated once from the limits of a step, never grown.
+//
+// openautoglm/memory/workspace.py states the same sum; a test holds the two equal.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "decoder_config.h"
+#include "model_memory.h"
+#include "model_weights.h"
+
+namespace oag {
+
+constexpr int64_t kHeadRows = 32;           // most positions whose logits are computed at once
+constexpr int64_t kPartialSlots = 1024;     // attention partitions whose partial results are held at once
+constexpr size_t kGemmScratchBytes = size_t{1280} << 10;  // bounds what any instruction set's product takes
+
+// Activations of some rows, quantised and as floats; null where the model has no use for them.
+struct ActivationRows {
+  int8_t* values = nullptr;
+  float* scales = nullptr;
+  int32_t* sums = nullptr;
+  float* floats = nullptr;
+};
+
+// A run of queries of one row that one call of attention covers.
+struct AttentionItem {
+  int32_t row;
+  int32_t first_token;  // in the step
+  int32_t num_tokens;
+  int32_t split;        // which of the row's splits, -1 where the row is not split
+};
+
+// Tokens of one row in one KV block.
+struct StoreRun {
+  int32_t row;
+  int32_t first_token;
+  int32_t num_tokens;
+};
+
+struct ThreadScratch {
+  ActivationRows row;            // one row, for steps of a single token
+  void* gemm = nullptr;
+  void* attention = nullptr;
+  void* sampler = nullptr;
+  const uint8_t** blocks = nullptr;  // [ceil(max_positions / 16)]
+};
+
+// T = max_step_tokens, R = max_step_rows; strides are the widths named.
+struct Workspace {
+  // Throws std::bad_alloc.
+  Workspace(const DecoderConfig& config, const WeightStore& weights, int num_threads);
+
+  int64_t wide_size = 0;   // width of `wide`: the most of qkv and intermediate sizes
+  int64_t mixed_size = 0;  // width of `mixed`: the most of num_heads * head_dim
+  float* hidden = nullptr;   // [T][hidden_size], the residual stream
+  float* branch = nullptr;   // [T][hidden_size], normed rows of float formats, and outputs of sandwich layers
+  float* wide = nullptr;     // [T][wide_size], queries, keys and values; the MLP's activations
+  float* mixed = nullptr;    // [T][mixed_size], attention's outputs
+  ActivationRows rows;       // [T], quantised formats
+  std::vector<float*> rotary;  // per table [T][2 * half], cosines then sines
+  ActivationRows head_rows;  // [kHeadRows], after the final norm
+  int64_t logit_rows = 0;    // the least of kHeadRows and max_step_rows
+  float* logits = nullptr;   // [logit_rows][vocab_size]
+  float* partials = nullptr;   // [kPartialSlots] partitions of the widest layer; null with one thread
+  int64_t partial_floats = 0;  // floats of a slot
+  AttentionItem* items = nullptr;  // [T + kPartialSlots]
+  StoreRun* runs = nullptr;        // [T]
+  std::vector<ThreadScratch> threads;
+
+  size_t allocated_bytes() const { return memory_.size(); }
+
+ private:
+  class Carver;
+  void carve(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads);
+  static size_t measure(const DecoderConfig& config, const WeightStore& weights, int num_threads);
+  Workspace(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads);
+
+  Memory memory_;
+};
+
+// Bounds what the attention kernels of any instruction set take per thread.
+size_t attention_scratch_limit(int head_dim);
+
+}  // namespace oag

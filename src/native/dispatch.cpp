@@ -1,0 +1,46 @@
+// Which sets this processor and this build have. The builtins check CPUID and, for AVX state, XCR0.
+#include "dispatch.h"
+
+#include <cstring>
+#include <initializer_list>
+
+namespace oag {
+
+const Kernels* kernels_scalar() { return &kScalarKernels; }
+
+#ifdef OAG_X86
+namespace {
+
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+}  // namespace
+
+const Kernels* kernels_avx2() { return has_avx2() ? &kAvx2Kernels : nullptr; }
+const Kernels* kernels_avx512() { return has_avx512() ? &kAvx512Kernels : nullptr; }
+const Kernels* kernels_avx512bf16() { return has_avx512bf16() ? &kAvx512Bf16Kernels : nullptr; }
+#else
+const Kernels* kernels_avx2() { return nullptr; }
+const Kernels* kernels_avx512() { return nullptr; }
+const Kernels* kernels_avx512bf16() { return nullptr; }
+#endif
+
+const Kernels* select_kernels(const char* name) {
+  const bool any = name == nullptr || *name == '\0';
+  for (const Kernels* kernels : {kernels_avx512bf16(), kernels_avx512(), kernels_avx2(), kernels_scalar()}) {
+    if (kernels != nullptr && (any || std::strcmp(name, kernels->name) == 0)) return kernels;
+  }
+  return nullptr;
+}
+
+}  // namespace oag

@@ -1,0 +1,11 @@
+// AVX2, FMA and F16C.
+#include "vector_avx2.h"
+#include "ints_avx2.h"
+#include "nibbles_unpacked.h"
+
+#include "dispatch.h"
+#include "table.h"
+
+namespace oag {
+const Kernels kAvx2Kernels = make_table("avx2");
+}  // namespace oag

@@ -1,0 +1,11 @@
+// AVX-512 F, BW, DQ, VL and VNNI.
+#include "vector_avx512.h"
+#include "ints_avx512.h"
+#include "peak_avx512.h"
+
+#include "dispatch.h"
+#include "table.h"
+
+namespace oag {
+const Kernels kAvx512Kernels = make_table("avx512");
+}  // namespace oag

@@ -1,0 +1,11 @@
+// The portable set: the reference for all others, and what processors without a set of their own run.
+#include "vector_scalar.h"
+#include "ints_scalar.h"
+#include "nibbles_unpacked.h"
+
+#include "dispatch.h"
+#include "table.h"
+
+namespace oag {
+const Kernels kScalarKernels = make_table("scalar");
+}  // namespace oag

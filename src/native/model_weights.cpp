@@ -1,0 +1,94 @@
+#include "model_weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "layout.h"
+
+namespace oag {
+namespace {
+
+constexpr int64_t kRowsPerClaim = 16;
+
+int64_t num_tiles(int64_t num_outputs) { return (num_outputs + kTileOutputs - 1) / kTileOutputs; }
+
+size_t total_bytes(const std::vector<MatrixShape>& shapes) {
+  constexpr int64_t kMaxOutputs = int64_t{1} << 31;
+  size_t total = 0;
+  for (const MatrixShape& shape : shapes) {
+    if (shape.num_outputs < 1 || shape.num_inputs < 1 || shape.num_outputs > kMaxOutputs ||
+        shape.num_inputs > kMaxInputs)
+      throw std::invalid_argument("a matrix of " + std::to_string(shape.num_outputs) + " outputs by " +
+                                  std::to_string(shape.num_inputs) + " inputs: outputs must lie in [1, 2^31], inputs " +
+                                  "in [1, " + std::to_string(kMaxInputs) + "]");
+    const bool grouped = shape.format == WeightFormat::kInt4 || shape.format == WeightFormat::kNf4;
+    const bool known = shape.group == 32 || shape.group == 64 || shape.group == 128;
+    if (grouped ? !known : shape.group != 0)
+      throw std::invalid_argument("weight group " + std::to_string(shape.group) +
+                                  " is not one of 32, 64, 128 (int4, nf4) or 0 (other formats)");
+    const size_t tile = packed_tile_bytes(shape.format, shape.num_inputs, shape.group);
+    const size_t tiles = static_cast<size_t>(num_tiles(shape.num_outputs));
+    if (tiles > (std::numeric_limits<size_t>::max() / 2 - total) / tile) throw std::bad_alloc();
+    total += tiles * tile;
+  }
+  return total;
+}
+
+size_t value_bytes(SourceType type) { return type == SourceType::kF32 ? 4 : 2; }
+
+}  // namespace
+
+WeightStore::WeightStore(std::shared_ptr<ThreadPool> pool, const std::vector<MatrixShape>& shapes)
+    : pool_(std::move(pool)), packed_bytes_(total_bytes(shapes)), memory_(packed_bytes_), rows_packed_(shapes.size()) {
+  matrices_.reserve(shapes.size());
+  size_t offset = 0;
+  for (const MatrixShape& shape : shapes) {
+    Matrix matrix;
+    matrix.format = shape.format;
+    matrix.n = shape.num_outputs;
+    matrix.k = shape.num_inputs;
+    matrix.group = shape.group;
+    matrix.tile_bytes = packed_tile_bytes(shape.format, shape.num_inputs, shape.group);
+    matrix.data = memory_.data() + offset;
+    offset += matrix.tile_bytes * static_cast<size_t>(num_tiles(shape.num_outputs));
+    matrices_.push_back(matrix);
+  }
+}
+
+size_t WeightStore::matrix_bytes(int64_t index) const {
+  return matrix(index).tile_bytes * static_cast<size_t>(num_tiles(matrix(index).n));
+}
+
+int64_t WeightStore::pack(int64_t index, int64_t row_begin, int64_t row_step, int64_t count, const void* source,
+                          SourceType type) {
+  const Matrix& target = matrix(index);
+  if (row_begin < 0 || count < 0 || row_step < 1 || row_step > target.n || count > target.n ||
+      (count > 0 && row_begin + (count - 1) * row_step >= target.n))
+    throw std::out_of_range(std::to_string(count) + " rows from " + std::to_string(row_begin) + " in steps of " +
+                            std::to_string(row_step) + " are not rows of a matrix of " + std::to_string(target.n));
+  auto* data = const_cast<uint8_t*>(target.data);  // the store owns these bytes
+  const auto* bytes = static_cast<const uint8_t*>(source);
+  const size_t row_bytes = static_cast<size_t>(target.k) * value_bytes(type);
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> first_bad{kNone};
+  pool_->run([&](int) {
+    int64_t begin, end;
+    while (pool_->claim(count, kRowsPerClaim, &begin, &end)) {
+      const int64_t bad = pack_rows(target, data, row_begin + begin * row_step, end - begin,
+                                    bytes + static_cast<size_t>(begin) * row_bytes, type, row_step);
+      int64_t seen = first_bad.load();
+      while (bad >= 0 && bad < seen && !first_bad.compare_exchange_weak(seen, bad)) {
+      }
+    }
+  });
+  const int64_t bad = first_bad.load();
+  if (bad != kNone) return bad;
+  rows_packed_[static_cast<size_t>(index)] += count;
+  return -1;
+}
+
+}  // namespace oag

@@ -1,0 +1,144 @@
+// Products of rows with lines of sixteen outputs, shared by the float matrix products and by attention.
+// One accumulator per output, sums over ascending inputs: how many rows or lines go together changes no byte.
+// Include after a vector_*.h, which says how many rows fit its registers (kFloatRows).
+#pragma once
+
+#include "vector_math.h"
+
+namespace oag {
+namespace {
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Call f(Constant<n>{}) for 1 <= n <= N.
+template <int N, class F>
+inline void with_constant(int n, F&& f) {
+  if (n == N) {
+    f(Constant<N>{});
+  } else if constexpr (N > 1) {
+    with_constant<N - 1>(n, f);
+  }
+}
+
+// How one step of a product reads a line of weights and a row of the other side ("panel").
+//   kInputs  inputs per step          kWords  panel words (4 bytes) per row and step
+struct F32Step {
+  static constexpr int kInputs = 1, kWords = 1;
+  using Weights = Vec;
+  static Weights open(const Vec& line) { return line; }
+  template <int kWordStride>
+  static Vec step(const Vec& acc, const Weights& w, const float* panel) {
+    return vfma(w, vset(panel[0]), acc);
+  }
+  static void pack(const float* pair, float* words, int64_t) { words[0] = pair[0]; }
+};
+
+// bf16 weights widened to fp32; the panel holds fp32 values that were rounded to bf16 where bf16 is asked for.
+struct WideBf16Step {
+  static constexpr int kInputs = 2, kWords = 2;
+  struct Weights {
+    Vec even, odd;
+  };
+  static Weights open(const Vec& line) { return {vbf16_even(line), vbf16_odd(line)}; }
+  template <int kWordStride>
+  static Vec step(const Vec& acc, const Weights& w, const float* panel) {
+    return vfma(w.odd, vset(panel[kWordStride]), vfma(w.even, vset(panel[0]), acc));
+  }
+  static void pack(const float* pair, float* words, int64_t word_stride) {
+    words[0] = bf16_to_float(float_to_bf16(pair[0]));
+    words[word_stride] = bf16_to_float(float_to_bf16(pair[1]));
+  }
+};
+
+#ifdef OAG_NATIVE_BF16
+struct NativeBf16Step {
+  static constexpr int kInputs = 2, kWords = 1;
+  using Weights = Vec;
+  static Weights open(const Vec& line) { return line; }
+  template <int kWordStride>
+  static Vec step(const Vec& acc, const Weights& w, const float* panel) {
+    return vdot_bf16(acc, w, panel[0]);
+  }
+  static void pack(const float* pair, float* words, int64_t) {
+    words[0] = bits_float(float_to_bf16(pair[0]) | static_cast<uint32_t>(float_to_bf16(pair[1])) << 16);
+  }
+};
+using Bf16Step = NativeBf16Step;
+#else
+using Bf16Step = WideBf16Step;
+#endif
+
+// Lines of a product: segment s holds `steps` steps at first(s) + step * stride; a second line may stand beside it.
+struct Lines {
+  int64_t stride;  // bytes
+  int64_t steps;   // per segment
+  int lanes;       // of the (only) line that are there; 16 unless kTail
+};
+
+// out[r][0..16) and, for kLines 2, out[r][16..32): sums for kRows rows. Word w of row r stands at
+// panel[w * kWordStride + r * kRowStride].
+template <class Step, int kRows, int kLines, int kWordStride, int kRowStride, bool kTail, class Segment>
+inline void product(const Lines& lines, int64_t num_segments, Segment segment, const float* panel, float* out,
+                    int64_t out_stride, bool fresh) {
+  Vec acc[kRows][kLines];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int l = 0; l < kLines; ++l) acc[r][l] = fresh ? vset(0.0f) : vload(out + r * out_stride + l * 16);
+  }
+  for (int64_t s = 0; s < num_segments; ++s) {
+    const uint8_t* line[2];
+    segment(s, line);
+    for (int64_t i = 0; i < lines.steps; ++i) {
+      typename Step::Weights w[kLines];
+#pragma GCC unroll 2
+      for (int l = 0; l < kLines; ++l) {
+        const float* p = reinterpret_cast<const float*>(line[l]);
+        if constexpr (kRows <= 4 && !kTail) vprefetch(line[l] + 2048);
+        w[l] = Step::open(kTail ? vload_n(p, lines.lanes) : vload(p));
+        line[l] += lines.stride;
+      }
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int l = 0; l < kLines; ++l) {
+          acc[r][l] = Step::template step<kWordStride>(acc[r][l], w[l], panel + r * kRowStride);
+        }
+      }
+      panel += Step::kWords * kWordStride;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int l = 0; l < kLines; ++l) vstore(out + r * out_stride + l * 16, acc[r][l]);
+  }
+}
+
+// Rows of a call, cut into panels of nearly equal height.
+struct Panels {
+  int64_t rows, count;
+
+  Panels(int64_t num_rows, int most) : rows(num_rows), count((num_rows + most - 1) / most) {}
+  int64_t begin(int64_t panel) const { return rows * panel / count; }
+  int height(int64_t panel) const { return static_cast<int>(begin(panel + 1) - begin(panel)); }
+};
+
+// Memory handed out in 64-byte aligned pieces.
+struct Arena {
+  uint8_t* next;
+
+  explicit Arena(void* memory) : next(static_cast<uint8_t*>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+}  // namespace
+}  // namespace oag

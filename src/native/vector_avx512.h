@@ -1,0 +1,94 @@
+// Sixteen lanes in one AVX-512 register. The meaning of each function is in vector_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "numbers.h"
+
+namespace oag {
+namespace {
+
+struct Vec {
+  __m512 v;
+};
+struct IVec {
+  __m512i v;
+};
+
+inline __mmask16 lanes_below(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
+
+inline Vec vset(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec vload(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline Vec vload_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes_below(n), p)}; }
+inline void vstore(float* p, Vec v) { _mm512_storeu_ps(p, v.v); }
+inline void vstore_n(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), v.v); }
+
+inline Vec vadd(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec vsub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec vmul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec vdiv(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec vfma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec vmax(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec vmin(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec vselect_less(Vec a, Vec b, Vec x, Vec y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
+inline Vec vkeep(Vec v, int begin, int end, float fill) {
+  const __mmask16 keep = static_cast<__mmask16>(lanes_below(end) & ~lanes_below(begin));
+  return {_mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), v.v)};
+}
+inline Vec vscale_exponent(Vec v, Vec t) {
+  return {_mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
+}
+inline Vec vround_bf16(Vec v) {
+  const __m512i bits = _mm512_castps_si512(v.v);
+  const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+  const __mmask16 nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(kept, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+inline void vdeinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even.v = _mm512_permutex2var_ps(a.v, evens, b.v);
+  odd.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b.v);
+}
+inline Vec vbf16_even(Vec words) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(words.v), 16))}; }
+inline Vec vbf16_odd(Vec words) {
+  return {_mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(words.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+inline Vec vload_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline Vec vload_u8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
+inline IVec iset(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline IVec imax(IVec a, IVec b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline IVec iabs_bits(Vec v) { return {_mm512_and_si512(_mm512_castps_si512(v.v), _mm512_set1_epi32(0x7fffffff))}; }
+inline IVec vto_int(Vec v) { return {_mm512_cvtps_epi32(v.v)}; }
+inline void istore_bytes(void* p, IVec v) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v.v)); }
+inline int32_t isum(IVec v) { return _mm512_reduce_add_epi32(v.v); }
+inline int32_t ihighest(IVec v) { return _mm512_reduce_max_epi32(v.v); }
+
+inline void vprefetch(const void* p) { __builtin_prefetch(p); }
+
+#ifdef OAG_NATIVE_BF16
+// acc + the two products of bf16 pairs in each lane; `pair` holds one pair for all lanes.
+inline Vec vdot_bf16(Vec acc, Vec words, float pair) {
+  const __m512 both = _mm512_set1_ps(pair);
+  __asm__("vdpbf16ps %2,%1,%0" : "+v"(acc.v) : "v"(words.v), "v"(both));
+  return acc;
+}
+#endif
+
+}  // namespace
+}  // namespace oag

@@ -1,0 +1,89 @@
+"""One bench run: the machine's limits, the load, every scenario, memory, and the limits again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from openautoglm.bench.measure import DECODE_BATCHES, Subject, measure_all
+from openautoglm.bench.report import BenchReport
+from openautoglm.bench.roofline import best_of, measure_roofline
+from openautoglm.checkpoint.index import Checkpoint
+from openautoglm.engine.assemble import Prepared, prepare
+from openautoglm.engine.options import EngineOptions
+from openautoglm.errors import DoesNotFitError, UnsupportedModelError
+from openautoglm.executor.load import load_model
+from openautoglm.executor.native import NativeExecutor
+from openautoglm.families.registry import weight_map
+from openautoglm.planner.explain import MeasuredMemory
+from openautoglm.probe.process_memory import measure_process_memory, peak_resident_bytes, reset_peak_resident
+from openautoglm.progress import ProgressCallback
+from openautoglm.spec.goal import Goal
+
+DEFAULT_CONTEXT_TOKENS = 256
+
+
+def bench_model(
+    reference: str, goal: Goal, *, repetitions: int, progress: ProgressCallback | None = None
+) -> BenchReport:
+    """Load a model and measure it; what the goal leaves open is planned for 32 sequences of 256 tokens, or fewer.
+
+    Takes the plan's memory, and before and after it the probe's. Raises what planning and loading raise.
+    """
+    prepared = prepare_bench(reference, goal)
+    plan = prepared.plan
+    if not plan.runnable:
+        raise UnsupportedModelError(
+            f"{plan.model} cannot run yet, so it cannot be measured: {', '.join(plan.unsupported)}",
+            features=plan.unsupported,
+        )
+    before = measure_roofline(plan.num_threads)
+    directory = prepared.directory(progress=progress)
+    reset_peak_resident()
+    runtime_bytes = measure_process_memory().pss_bytes
+    started = time.perf_counter()
+    with Checkpoint.open(directory) as checkpoint:
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        weights = weight_map(prepared.spec, prepared.config, shapes)
+        executor = load_model(checkpoint, prepared.spec, weights, plan, progress=progress)
+    load_seconds = time.perf_counter() - started
+    try:
+        subject = Subject(executor=executor, spec=prepared.spec, formats=plan.formats)
+        measurements = tuple(measure_all(subject, repetitions=repetitions))
+        memory = measured_memory(executor, runtime_bytes)
+    finally:
+        executor.close()
+    return BenchReport(
+        plan=plan,
+        processor=prepared.machine.cpu.name,
+        roofline=best_of(before, measure_roofline(plan.num_threads)),
+        load_seconds=load_seconds,
+        measurements=measurements,
+        memory=memory,
+    )
+
+
+def prepare_bench(reference: str, goal: Goal) -> Prepared:
+    """Plan for the largest batch that fits; what the user set is kept, and a refusal of it stands."""
+    context_tokens = goal.context_tokens or DEFAULT_CONTEXT_TOKENS
+    batches = (goal.concurrency,) if goal.concurrency else tuple(reversed(DECODE_BATCHES))
+    for batch in batches:
+        wished = replace(goal, context_tokens=context_tokens, concurrency=batch)
+        try:
+            return prepare(EngineOptions(model=reference, goal=wished))
+        except DoesNotFitError:
+            if batch == batches[-1]:
+                raise
+    raise AssertionError("there is always a batch to try")
+
+
+def measured_memory(executor: NativeExecutor, runtime_bytes: int) -> MeasuredMemory:
+    """Return what an executor and its process take now, `runtime_bytes` being the process before loading."""
+    return MeasuredMemory(
+        weight_bytes=executor.weight_bytes,
+        kv_bytes=executor.kv_bytes,
+        workspace_bytes=executor.workspace_bytes,
+        runtime_bytes=runtime_bytes,
+        resident_bytes=measure_process_memory().pss_bytes,
+        peak_bytes=peak_resident_bytes(),
+    )

@@ -1,0 +1,230 @@
+"""`openautoglm doctor`: what this machine offers, and one line of advice for each finding."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from openautoglm.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from openautoglm.spec.machine import MachineSpec
+
+LOW_DISK_BYTES = 20 * GIB
+LOW_MEMORY_BYTES = 2 * GIB
+_PACKAGES = ("openautoglm", "numpy", "tokenizers", "jinja2", "huggingface_hub", "msgspec", "fastapi", "uvicorn")
+_OK, _WARNING, _PROBLEM = "ok", "warning", "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was checked: `status` is "ok", "warning" or "problem"; `advice` says what to do, or nothing."""
+
+    name: str
+    status: str
+    found: str
+    advice: str
+
+
+@click.command("doctor")
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor_command(context: click.Context, model: str | None, as_json: bool) -> None:
+    """Check this machine and this installation, and with MODEL what of it fits here.
+
+    Each finding has a line of advice. Exit code 1 if something does not work.
+    """
+    from openautoglm.probe.machine import probe_machine
+
+    machine = probe_machine()
+    findings = [*_machine_findings(machine), *_installation_findings(machine)]
+    if model is not None:
+        findings.extend(_model_findings(model))
+    if as_json:
+        answer = {"schema_version": 1, "findings": [asdict(finding) for finding in findings]}
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            click.echo(f"{finding.status:<8}{finding.name:<{width}}  {finding.found}")
+            click.echo(f"{'':8}{'':{width}}  -> {finding.advice}")
+    if any(finding.status == _PROBLEM for finding in findings):
+        context.exit(1)
+
+
+def _finding(name: str, found: str, advice: str, status: str = _OK) -> Finding:
+    return Finding(name=name, status=status, found=found, advice=advice)
+
+
+def _machine_findings(machine: MachineSpec) -> Iterator[Finding]:
+    cpu, disk = machine.cpu, machine.disk
+    yield _finding(
+        "processor",
+        f"{cpu.name} ({cpu.architecture}), {cpu.num_cores} usable core{'s' * (cpu.num_cores != 1)}",
+        "compute runs on all of them; --threads leaves some to others"
+        if cpu.num_cores > 1
+        else "one core serves one reader at most: widen the affinity or the processor quota if there are more",
+        _OK if cpu.num_cores > 1 else _WARNING,
+    )
+    yield _instruction_sets(machine)
+    yield from _memory_findings(machine)
+    low_disk = disk.free_bytes < LOW_DISK_BYTES
+    yield _finding(
+        "disk",
+        f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free for {disk.path}",
+        "models of several billion parameters will not fit: free some space, or move HF_HOME and XDG_CACHE_HOME"
+        if low_disk
+        else "enough for models of a few billion parameters",
+        _WARNING if low_disk else _OK,
+    )
+    for gpu in machine.gpus:
+        yield _finding(
+            "accelerator",
+            f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.memory_bytes)} free",
+            "described only: this version computes on the processor",
+        )
+
+
+def _instruction_sets(machine: MachineSpec) -> Finding:
+    best = machine.cpu.isas[-1]
+    advice = {
+        "avx512bf16": "the fastest kernels run",
+        "avx512": "the fastest integer kernels run; bf16 attention takes a slower path",
+        "avx2": "kernels without VNNI run: quantised models compute at about a third of the speed",
+    }.get(best, "only portable kernels run, many times slower: use a processor with AVX2 or better")
+    return _finding("instruction sets", ", ".join(machine.cpu.isas), advice, _WARNING if best == "scalar" else _OK)
+
+
+def _memory_findings(machine: MachineSpec) -> Iterator[Finding]:
+    memory = machine.memory
+    low = memory.available_bytes < LOW_MEMORY_BYTES
+    yield _finding(
+        "memory",
+        f"{format_bytes(memory.available_bytes)} of {format_bytes(memory.total_bytes)} available",
+        "little is left: close other programs, or plan with a small --memory"
+        if low
+        else "plans use what is available unless --memory says otherwise",
+        _WARNING if low else _OK,
+    )
+    limited = memory.limit_bytes < memory.total_bytes
+    yield _finding(
+        "control group limit",
+        format_bytes(memory.limit_bytes) if limited else "none",
+        "plans stay within it; raise the container's limit for larger models" if limited else "all memory may be used",
+    )
+    huge = memory.transparent_huge_pages in ("always", "madvise")
+    yield _finding(
+        "huge pages",
+        f"transparent, {memory.transparent_huge_pages}",
+        "weights and KV cache ask for them"
+        if huge
+        else "decoding reads memory up to a third slower without: "
+        "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        _OK if huge else _WARNING,
+    )
+    yield _finding(
+        "swap",
+        format_bytes(memory.swap_bytes) if memory.swap_bytes else "none",
+        "a model that is swapped out decodes at disk speed: keep budgets within memory"
+        if memory.swap_bytes
+        else "nothing of a model can be swapped out",
+    )
+
+
+def _installation_findings(machine: MachineSpec) -> Iterator[Finding]:
+    yield _core_finding(machine)
+    compiler = _compiler()
+    yield _finding(
+        "compiler",
+        compiler or "none",
+        "installing from source works" if compiler else "wheels need none; from source, install g++ 11 or newer",
+        _OK if compiler else _WARNING,
+    )
+    yield _finding(
+        "python",
+        f"{platform.python_version()} ({platform.python_implementation()})",
+        "supported",
+    )
+    versions = _package_versions()
+    missing = [name for name, version in versions.items() if version is None]
+    yield _finding(
+        "packages",
+        ", ".join(f"{name} {version or 'absent'}" for name, version in versions.items()),
+        f"install {', '.join(missing)}: pip install openautoglm" if missing else "complete",
+        _PROBLEM if set(missing) - {"openautoglm"} else _OK,
+    )
+
+
+def _core_finding(machine: MachineSpec) -> Finding:
+    try:
+        from openautoglm.native import _core
+    except ImportError as error:
+        return _finding(
+            "native core", f"does not load: {error}", "reinstall: pip install --force-reinstall .", _PROBLEM
+        )
+    isas = tuple(_core.available_isas())
+    if set(isas) == set(machine.cpu.isas):
+        return _finding("native core", f"loads; kernels for {', '.join(isas)}", "OPENAUTOGLM_ISA chooses another set")
+    return _finding(
+        "native core",
+        f"loads; kernels for {', '.join(isas)}, the processor has {', '.join(machine.cpu.isas)}",
+        "the build or the system leaves some out: rebuild with a newer compiler if speed matters",
+        _WARNING,
+    )
+
+
+def _compiler() -> str | None:
+    """Return the first line of the C++ compiler's version, None where there is none that answers."""
+    path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        return None
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return answer.stdout.splitlines()[0] if answer.stdout else path
+
+
+def _package_versions() -> dict[str, str | None]:
+    from importlib import metadata
+
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _model_findings(model: str) -> Iterator[Finding]:
+    from openautoglm.engine.assemble import prepare
+    from openautoglm.engine.options import EngineOptions
+    from openautoglm.errors import DoesNotFitError
+    from openautoglm.spec.formats import NumberFormat
+    from openautoglm.spec.goal import Goal
+
+    for quant in (NumberFormat.BF16, NumberFormat.INT8, NumberFormat.INT4):
+        name = f"fits as {quant}"
+        try:
+            plan = prepare(EngineOptions(model=model, goal=Goal(quant=quant))).plan
+        except DoesNotFitError as error:
+            yield _finding(name, "no", f"smaller: {error.suggestions[0]}", _WARNING)
+            continue
+        size = format_bytes(plan.breakdown.total_bytes)
+        yield _finding(
+            name,
+            f"yes: {plan.concurrency} x {plan.context_tokens:,} tokens in {size}",
+            f"openautoglm run {plan.model} --quant {quant}"
+            if plan.runnable
+            else f"planned only, it cannot run yet: {', '.join(plan.unsupported)}",
+            _OK if plan.runnable else _WARNING,
+        )

@@ -1,0 +1,108 @@
+"""From a `GenerationRequest` to a `Request`, or a typed refusal. Nothing is allocated before every check has passed."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+
+from openautoglm.engine.client import GenerationRequest
+from openautoglm.engine.output import ChoiceText
+from openautoglm.engine.prefix import root_key
+from openautoglm.engine.request import Request, Sequence
+from openautoglm.errors import ContextOverflowError, InvalidRequestError
+from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.detokenize import TokenSource
+
+SEED_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionLimits:
+    """What a request is checked against; `context_tokens` is what a sequence can hold in this engine's pool."""
+
+    context_tokens: int
+    block_tokens: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    fingerprint: str
+
+
+def make_request(
+    generation: GenerationRequest, limits: AdmissionLimits, tokenizer: TokenSource, *, arrival: int
+) -> Request:
+    """Check a request and return its state with `n` sequences; an absent seed is drawn here.
+
+    Raises `InvalidRequestError` for values that cannot be honoured and `ContextOverflowError` when prompt and
+    output do not fit the context.
+    """
+    sampling = generation.sampling
+    prompt = _check_prompt(generation.prompt_tokens, limits)
+    max_new_tokens = _max_new_tokens(len(prompt), sampling, limits)
+    eos_tokens = frozenset() if sampling.ignore_eos else limits.eos_token_ids
+    _check_tokens("stop_token_ids", sampling.stop_token_ids, limits)
+    _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], limits)
+    biases = dict(sampling.logit_bias)
+    banned = dict.fromkeys(sorted(eos_tokens.union(sampling.stop_token_ids)), -math.inf)
+    request = Request(
+        request_id=generation.request_id,
+        prompt=prompt,
+        sampling=sampling,
+        seed=(secrets.randbits(64) if sampling.seed is None else sampling.seed) & SEED_MASK,
+        priority=generation.priority,
+        arrival=arrival,
+        root_key=root_key(limits.fingerprint, generation.namespace),
+        max_new_tokens=max_new_tokens,
+        eos_tokens=eos_tokens,
+        stop_tokens=frozenset(sampling.stop_token_ids),
+        biases=tuple(biases.items()),
+        early_biases=tuple((biases | banned).items()),
+    )
+    max_blocks = -(-(len(prompt) + max_new_tokens) // limits.block_tokens)
+    request.sequences.extend(
+        Sequence(request, choice, max_blocks=max_blocks, text=ChoiceText(tokenizer, sampling))
+        for choice in range(sampling.n)
+    )
+    return request
+
+
+def _check_prompt(tokens: tuple[int, ...], limits: AdmissionLimits) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    if not tokens:
+        raise InvalidRequestError("the prompt is empty: send at least one token", param="prompt")
+    if len(tokens) >= limits.context_tokens:
+        raise ContextOverflowError(
+            f"the prompt has {len(tokens)} tokens and the context holds {limits.context_tokens}, of which at least one "
+            "is for the answer: shorten the prompt, or plan a larger --context",
+            param="prompt",
+        )
+    _check_tokens("prompt", tokens, limits)
+    return np.array(tokens, dtype=np.int32)
+
+
+def _check_tokens(param: str, tokens: tuple[int, ...] | list[int], limits: AdmissionLimits) -> None:
+    if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocab_size):
+        wrong = next(token for token in tokens if not 0 <= token < limits.vocab_size)
+        raise InvalidRequestError(
+            f"{param} names token {wrong}: this model has tokens 0 to {limits.vocab_size - 1}", param=param
+        )
+
+
+def _max_new_tokens(num_prompt_tokens: int, sampling: SamplingParams, limits: AdmissionLimits) -> int:
+    room = limits.context_tokens - num_prompt_tokens
+    if sampling.max_tokens is None:
+        if sampling.min_tokens > room:
+            raise ContextOverflowError(
+                f"min_tokens {sampling.min_tokens} and a prompt of {num_prompt_tokens} tokens do not fit the context "
+                f"of {limits.context_tokens}: lower min_tokens, or shorten the prompt",
+                param="min_tokens",
+            )
+        return room
+    if sampling.max_tokens > room:
+        raise ContextOverflowError(
+            f"max_tokens {sampling.max_tokens} and a prompt of {num_prompt_tokens} tokens do not fit the context of "
+            f"{limits.context_tokens}: lower max_tokens to {room}, or shorten the prompt",
+            param="max_tokens",
+        )
+    return sampling.max_tokens

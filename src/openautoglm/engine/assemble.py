@@ -1,0 +1,221 @@
+"""From options to a running engine: describe, plan, load, warm up, receipt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
+from openautoglm.checkpoint.index import Checkpoint
+from openautoglm.engine.client import EngineDescription
+from openautoglm.engine.engine import Engine
+from openautoglm.engine.heartbeat import Heartbeat
+from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
+from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
+from openautoglm.executor.load import load_model
+from openautoglm.executor.native import NativeExecutor
+from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
+from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
+from openautoglm.families.registry import describe, weight_map
+from openautoglm.log import get_logger
+from openautoglm.planner.explain import MeasuredMemory, plan_table, receipt_table
+from openautoglm.planner.runtime_needs import runtime_needs
+from openautoglm.planner.search import make_plan
+from openautoglm.probe.machine import probe_machine
+from openautoglm.probe.process_memory import measure_process_memory, peak_resident_bytes
+from openautoglm.progress import ProgressCallback
+from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.machine import MachineSpec
+from openautoglm.spec.plan import Plan
+from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.tokenizer import Tokenizer
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A model described and planned; nothing is loaded, and from the hub nothing but headers was fetched."""
+
+    options: EngineOptions
+    reference: str
+    config: Mapping[str, object]
+    spec: ArchSpec
+    machine: MachineSpec
+    plan: Plan
+
+    def directory(self, *, progress: ProgressCallback | None = None) -> Path:
+        """Return the checkpoint's directory; downloads what is not in the cache. Raises `HubError`."""
+        return resolve(self.reference, progress=progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedEngine:
+    """A loaded model. Closing `engine` frees it."""
+
+    engine: Engine
+    executor: NativeExecutor
+    tokenizer: Tokenizer
+    directory: Path
+    plan: Plan
+    receipt: str
+    default_sampling: SamplingParams
+    description: EngineDescription
+
+
+def prepare(options: EngineOptions) -> Prepared:
+    """Describe and plan a model from its config and headers.
+
+    A model that cannot run here is planned all the same (`plan.unsupported`). Raises `HubError`, `CheckpointError`,
+    `ModelError`, `ConfigError` and `DoesNotFitError`.
+    """
+    parsed = parse_reference(options.model)
+    config, headers = resolve_config(options.model)
+    spec = describe(config)
+    unsupported = NativeExecutor.supports(spec)
+    if headers is not None and not unsupported:
+        weight_map(spec, config, {name: tensor.shape for name, tensor in headers.items()})
+    goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
+    machine = probe_machine()
+    name = str(replace(parsed, quant=None))
+    runtime = runtime_needs(spec, parsed, headers, server=options.server)
+    plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
+    return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
+
+
+def open_engine(
+    prepared: Prepared, *, progress: ProgressCallback | None = None, heartbeat: Heartbeat | None = None
+) -> OpenedEngine:
+    """Load a planned model and return an engine that has run one small step.
+
+    `progress` hears of the stages "download" and "load". `heartbeat` is advanced by the native step as well. Raises
+    `UnsupportedModelError` naming what the executor lacks, `HubError`, `CheckpointError`, `TokenizerError` and
+    `OutOfMemoryError`. Peak memory is the plan's.
+    """
+    plan, spec = prepared.plan, prepared.spec
+    if not plan.runnable:
+        raise UnsupportedModelError(
+            f"{plan.model} can be planned but not run yet: {'; '.join(plan.unsupported)}", features=plan.unsupported
+        )
+    directory = prepared.directory(progress=progress)
+    defaults = read_generation_defaults(directory, prepared.config)
+    _check_eos(defaults.eos_token_ids, spec)
+    tokenizer = Tokenizer.from_directory(directory)
+    runtime_bytes = measure_process_memory().pss_bytes
+    with Checkpoint.open(directory) as checkpoint:
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        weights = weight_map(spec, prepared.config, shapes)
+        executor = load_model(checkpoint, spec, weights, plan, progress=progress)
+    try:
+        if heartbeat is not None:
+            executor.set_heartbeat(heartbeat.counter)
+        warm_up(executor)
+        options = prepared.options
+        engine = Engine(
+            executor,
+            tokenizer,
+            eos_token_ids=defaults.eos_token_ids,
+            context_tokens=plan.context_tokens,
+            max_running=options.max_running,
+            max_queued=options.max_queued,
+            resident_bytes=_resident_bytes,
+        )
+        receipt = receipt_table(plan, _measured(executor, runtime_bytes))
+    except BaseException:
+        executor.close()
+        raise
+    description = EngineDescription(
+        model=plan.model,
+        fingerprint=executor.determinism(),
+        context_tokens=engine.limits.context_tokens,
+        vocab_size=spec.vocab_size,
+        max_queued_requests=engine.max_queued,
+        plan_table=f"{plan_table(plan)}\n\n{receipt}",
+    )
+    return OpenedEngine(
+        engine=engine,
+        executor=executor,
+        tokenizer=tokenizer,
+        directory=directory,
+        plan=plan,
+        receipt=receipt,
+        default_sampling=default_sampling(defaults),
+        description=description,
+    )
+
+
+def default_sampling(defaults: GenerationDefaults) -> SamplingParams:
+    """Return the sampling that a checkpoint's authors chose; what they left open has this package's defaults."""
+    if defaults.not_honoured:
+        _log.warning("generation_config.json sets %s, which has no effect here", ", ".join(defaults.not_honoured))
+    base = SamplingParams()
+    return replace(
+        base,
+        temperature=base.temperature if defaults.temperature is None else defaults.temperature,
+        top_p=base.top_p if defaults.top_p is None else defaults.top_p,
+        top_k=base.top_k if defaults.top_k is None else defaults.top_k,
+        min_p=base.min_p if defaults.min_p is None else defaults.min_p,
+        repetition_penalty=(
+            base.repetition_penalty if defaults.repetition_penalty is None else defaults.repetition_penalty
+        ),
+    )
+
+
+def warm_up(executor: Executor) -> None:
+    """Run one token through the model, so that a load that cannot step fails here and not in the first request.
+
+    Writes KV block 0, which holds nothing yet. Raises what the executor raises, and `EngineError` for NaN.
+    """
+    zero, none = np.zeros(1, dtype=np.int32), np.empty(0, dtype=np.int32)
+    one = np.ones(1, dtype=np.float32)
+    sample = SampleBatch(
+        token_indices=zero,
+        temperatures=one,
+        top_ks=zero,
+        top_ps=one,
+        min_ps=one * 0,
+        repetition_penalties=one,
+        frequency_penalties=one * 0,
+        presence_penalties=one * 0,
+        seeds=np.zeros(1, dtype=np.uint64),
+        choices=zero,
+        positions=zero,
+        num_logprobs=zero - 1,
+        history_offsets=np.zeros(2, dtype=np.int32),
+        history_tokens=none,
+        history_prompt_lengths=zero,
+        bias_offsets=np.zeros(2, dtype=np.int32),
+        bias_tokens=none,
+        bias_values=np.empty(0, dtype=np.float32),
+    )
+    tables = tuple(np.zeros((1, 1), dtype=np.int32) for _ in executor.layout().groups)
+    offsets = np.array([0, 1], dtype=np.int32)
+    batch = StepBatch(tokens=zero, positions=zero, row_offsets=offsets, block_tables=tables, sample=sample)
+    if executor.submit(batch).result().num_tokens[0] != 1:
+        raise EngineError("the model's first output is not a number (NaN): the checkpoint's weights are damaged")
+
+
+def _check_eos(eos_token_ids: tuple[int, ...], spec: ArchSpec) -> None:
+    wrong = [token for token in eos_token_ids if token >= spec.vocab_size]
+    if wrong:
+        raise ModelError(f"eos_token_id names token {wrong[0]}, but the vocabulary has {spec.vocab_size} entries")
+
+
+def _resident_bytes() -> int:
+    resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _measured(executor: NativeExecutor, runtime_bytes: int) -> MeasuredMemory:
+    return MeasuredMemory(
+        weight_bytes=executor.weight_bytes,
+        kv_bytes=executor.kv_bytes,
+        workspace_bytes=executor.workspace_bytes,
+        runtime_bytes=runtime_bytes,
+        resident_bytes=measure_process_memory().pss_bytes,
+        peak_bytes=peak_resident_bytes(),
+    )

@@ -1,0 +1,256 @@
+"""`Engine`: the serving loop. `step` is the whole of it: schedule, run, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from openautoglm.engine.admission import AdmissionLimits, make_request
+from openautoglm.engine.batch import build_batch
+from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.pace import Pace
+from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError, OverloadedError
+from openautoglm.executor.protocol import Executor, StepResult
+from openautoglm.log import get_logger
+from openautoglm.text.detokenize import TokenSource
+
+_log = get_logger(__name__)
+_Logprobs = tuple[TokenLogprob, ...]
+
+
+class Engine:
+    """Runs requests on an executor. Not thread-safe: one thread calls it, `EngineRunner` is that thread.
+
+    `max_running` bounds the sequences computed at once (and is itself bounded by the executor's rows and tokens of
+    a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
+    each choice; its tokens depend on the request and its seed alone, not on what else runs.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: TokenSource,
+        *,
+        eos_token_ids: tuple[int, ...],
+        context_tokens: int,
+        max_running: int | None = None,
+        max_queued: int = 256,
+        resident_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        layout = executor.layout()
+        block_tokens = {group.block_tokens for group in layout.groups}
+        if len(block_tokens) != 1:
+            raise EngineError(f"the cache groups must share one block size, got {sorted(block_tokens)} tokens")
+        self._executor = executor
+        self._tokenizer = tokenizer
+        self._num_groups = len(layout.groups)
+        self._pool = BlockPool(layout.num_blocks, block_tokens.pop())
+        rows = min(layout.max_step_rows, layout.max_step_tokens)
+        self.max_running = rows if max_running is None else min(max_running, rows)
+        self.max_queued = max_queued
+        self.limits = AdmissionLimits(
+            context_tokens=min(context_tokens, layout.num_blocks * self._pool.block_tokens),
+            block_tokens=self._pool.block_tokens,
+            vocab_size=layout.vocab_size,
+            eos_token_ids=frozenset(eos_token_ids),
+            fingerprint=executor.determinism(),
+        )
+        self._scheduler = Scheduler(self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running)
+        self._resident_bytes = resident_bytes
+        self._requests: dict[str, Request] = {}
+        self._events: list[GenerationEvent] = []
+        self._pace = Pace()
+        self._num_arrivals = self._num_steps = self._prompt_tokens = self._generated_tokens = 0
+        self._step_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to report."""
+        return bool(self._events) or self._scheduler.has_work
+
+    def add(self, generation: GenerationRequest) -> None:
+        """Queue a request.
+
+        Raises `InvalidRequestError`, `ContextOverflowError`, or `OverloadedError` when the queue is full.
+        """
+        if generation.request_id in self._requests:
+            raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
+        if len(self._requests) >= self.max_running + self.max_queued:
+            raise OverloadedError(
+                f"{len(self._requests)} requests run or wait, which is the limit: try again later",
+                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
+            )
+        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals)
+        self._num_arrivals += 1
+        self._prompt_tokens += request.num_prompt_tokens
+        self._requests[request.request_id] = request
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request: its blocks are free at once, the next step reports "abort" for each unfinished choice."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end_request(request, "abort", None)
+
+    def step(self) -> list[GenerationEvent]:
+        """Compute one step and return what became known, in the order of the batch.
+
+        Raises `EngineError` when the executor failed; the engine is of no use afterwards.
+        """
+        begin_seconds = time.perf_counter()
+        schedule = self._scheduler.schedule()
+        if schedule.rows:
+            result = self._run(schedule)
+            if result is not None:
+                self._scheduler.commit(schedule)
+                self._commit_tokens(schedule, result)
+            self._num_steps += 1
+            self._step_seconds += time.perf_counter() - begin_seconds
+        events, self._events = self._events, []
+        return events
+
+    def _run(self, schedule: Schedule) -> StepResult | None:
+        """Run a step; None when memory ran out, and the next one will be smaller."""
+        try:
+            return self._executor.submit(build_batch(schedule, num_groups=self._num_groups)).result()
+        except OutOfMemoryError as error:
+            _log.warning("a step of %d tokens ran out of memory, trying a smaller one: %s", schedule.num_tokens, error)
+            if not self._scheduler.shrink(schedule):
+                self._end_request(schedule.rows[0].sequence.request, "error", f"out of memory: {error}")
+            self._pool.drop_cached()
+            self._executor.trim(self._pool.live_blocks())
+            return None
+
+    def _commit_tokens(self, schedule: Schedule, result: StepResult) -> None:
+        tokens, counts, logprobs = result.tokens.tolist(), result.num_tokens.tolist(), result.logprobs.tolist()
+        index = 0
+        for row in schedule.rows:
+            sequence = row.sequence
+            if not row.samples:
+                continue
+            if sequence.state is not SequenceState.FINISHED:
+                if counts[index]:
+                    for token in tokens[index][: counts[index]]:
+                        self._accept(sequence, token, _token_logprobs(sequence, token, index, logprobs[index], result))
+                else:
+                    self._end_request(sequence.request, "error", "the model's output is not a number (NaN)")
+            index += 1
+
+    def _accept(self, sequence: Sequence, token: int, logprobs: _Logprobs) -> None:
+        """Append a generated token, decide whether the choice ends with it, and report it."""
+        request, sampling = sequence.request, sequence.request.sampling
+        sequence.append(token)
+        self._generated_tokens += 1
+        ends = token in request.eos_tokens or token in request.stop_tokens
+        text = ""
+        if sampling.include_stop or not ends:
+            text = sequence.text.push(token, match_stops=sequence.num_generated > sampling.min_tokens)
+        matched = sequence.text.matched is not None
+        finish_reason = "stop" if matched or ends else None
+        if finish_reason is None and sequence.num_generated >= request.max_new_tokens:
+            finish_reason = "length"
+        stop_reason: str | int | None = token if token in request.stop_tokens and not matched else None
+        if finish_reason is not None:
+            text += sequence.text.finish()
+            if sequence.text.matched is not None:
+                finish_reason, stop_reason = "stop", sequence.text.matched
+        self._report(sequence, text, token, logprobs, finish_reason, stop_reason)
+
+    def _report(
+        self,
+        sequence: Sequence,
+        text: str,
+        token: int,
+        logprobs: _Logprobs,
+        finish_reason: str | None,
+        stop_reason: str | int | None,
+    ) -> None:
+        request = sequence.request
+        self._events.append(
+            GenerationEvent(
+                request_id=request.request_id,
+                choice=sequence.choice,
+                text=text,
+                tokens=(token,),
+                logprobs=logprobs,
+                finish_reason=finish_reason,
+                stop_reason=stop_reason,
+                prompt_tokens=request.num_prompt_tokens,
+                cached_tokens=request.num_cached_tokens,
+                completion_tokens=sequence.num_generated,
+            )
+        )
+        if finish_reason is not None:
+            self._finish(sequence)
+
+    def _end_request(self, request: Request, finish_reason: str, error: str | None) -> None:
+        """End every unfinished choice of a request, with the text that was held back."""
+        for sequence in request.sequences:
+            if sequence.state is SequenceState.FINISHED:
+                continue
+            self._events.append(
+                GenerationEvent(
+                    request_id=request.request_id,
+                    choice=sequence.choice,
+                    text=sequence.text.finish(),
+                    finish_reason=finish_reason,
+                    error=error,
+                    prompt_tokens=request.num_prompt_tokens,
+                    cached_tokens=request.num_cached_tokens,
+                    completion_tokens=sequence.num_generated,
+                )
+            )
+            self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        if sequence.request.finished:
+            del self._requests[sequence.request.request_id]
+            self._pace.request_finished()
+
+    def status(self, *, heartbeat: int = 0) -> EngineStatus:
+        """Return counters and gauges; `heartbeat` is the caller's, who owns the loop.
+
+        Only reads numbers, so another thread may call it in the middle of a step.
+        """
+        scheduler = self._scheduler
+        return EngineStatus(
+            ready=True,
+            heartbeat=heartbeat,
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_cached_blocks=self._pool.num_cached,
+            prefix_query_tokens=scheduler.prefix_query_tokens,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
+            resident_bytes=self._resident_bytes(),
+        )
+
+    def integrity_check(self) -> None:
+        """Check that blocks, tables and lists agree; raise `EngineError` if they do not. For tests and idle time."""
+        self._scheduler.integrity_check()
+
+    def close(self) -> None:
+        """Drop all requests without a further event, and close the executor; safe to call twice."""
+        for request in list(self._requests.values()):
+            self._end_request(request, "abort", None)
+        self._events.clear()
+        self._executor.close()
+
+
+def _token_logprobs(sequence: Sequence, token: int, index: int, logprob: float, result: StepResult) -> _Logprobs:
+    num_top = sequence.request.sampling.logprobs
+    if num_top is None:
+        return ()
+    tokens, values = result.top_tokens[index, :num_top].tolist(), result.top_logprobs[index, :num_top].tolist()
+    top = tuple((t, v) for t, v in zip(tokens, values, strict=True) if t >= 0)
+    return (TokenLogprob(token=token, logprob=logprob, top=top),)

@@ -1,0 +1,22 @@
+"""`EngineOptions`: everything that decides what an engine loads, as one value that crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from openautoglm.spec.goal import Goal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """A model reference (`demo`, a directory, or `org/name[:quant][@revision]`), wishes, and the engine's limits.
+
+    `max_running` bounds the sequences computed at once (None: what the plan's step has room for), `max_queued` the
+    requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's.
+    """
+
+    model: str
+    goal: Goal = field(default_factory=Goal)
+    max_running: int | None = None
+    max_queued: int = 256
+    server: bool = False

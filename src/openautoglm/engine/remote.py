@@ -1,0 +1,202 @@
+"""`SocketEngineClient`: an `EngineClient` over the Unix socket of an engine process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
+from openautoglm.engine.streams import EventStream
+from openautoglm.engine.wire import (
+    PROTOCOL_VERSION,
+    SERVER_DECODER,
+    Abort,
+    Accepted,
+    AskStatus,
+    Events,
+    Fatal,
+    Frame,
+    Generate,
+    Hello,
+    Refused,
+    ServerFrame,
+    Status,
+    Welcome,
+    encode_frame,
+    error_from_wire,
+    read_frame,
+)
+from openautoglm.errors import EngineError, InvalidRequestError
+
+CONNECT_SECONDS = 10.0
+
+
+class _Link:
+    """One connection: calls that wait for an answer, streams that wait for events, and one task that reads."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, welcome: Welcome) -> None:
+        self.description = welcome.description
+        self.error: EngineError | None = None
+        self._reader = reader
+        self._writer = writer
+        self._num_calls = 0
+        self._answers: dict[int, asyncio.Future[ServerFrame]] = {}
+        self._streams: dict[str, EventStream] = {}
+        self._task = asyncio.create_task(self._read(), name="openautoglm-engine-link")
+
+    @classmethod
+    async def open(cls, path: Path) -> _Link:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                writer.write(encode_frame(Hello(version=PROTOCOL_VERSION)))
+                answer = await read_frame(reader, SERVER_DECODER)
+        except (OSError, TimeoutError) as error:
+            raise EngineError(f"the engine does not answer at {path}: {error or 'no answer in time'}") from error
+        if isinstance(answer, Welcome):
+            return cls(reader, writer, answer)
+        writer.close()
+        reason = error_from_wire(answer.error) if isinstance(answer, Fatal) else f"it answered {answer!r:.200}"
+        raise EngineError(f"the engine at {path} refuses this client: {reason}")
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame without waiting; nothing is written to a link that has ended."""
+        if self.error is None:
+            self._writer.write(encode_frame(frame))
+
+    def next_call(self) -> int:
+        """Return a fresh number for a call."""
+        self._num_calls += 1
+        return self._num_calls
+
+    async def ask(self, call: int, data: bytes) -> ServerFrame:
+        """Write the bytes of a call and wait for its answer; raise the error that it names."""
+        if self.error is not None:
+            raise EngineError(str(self.error))
+        answer: asyncio.Future[ServerFrame] = asyncio.get_running_loop().create_future()
+        self._answers[call] = answer
+        try:
+            self._writer.write(data)
+            frame = await answer
+        finally:
+            self._answers.pop(call, None)
+        if isinstance(frame, Refused):
+            raise error_from_wire(frame.error)
+        return frame
+
+    def follow(self, request: GenerationRequest) -> EventStream:
+        """Open the stream of a request's events."""
+        if request.request_id in self._streams:
+            raise InvalidRequestError(f"request id {request.request_id!r} is in use: choose another")
+        stream = self._streams[request.request_id] = EventStream(request.sampling.n)
+        return stream
+
+    def leave(self, request_id: str) -> None:
+        """Close the stream of a request."""
+        self._streams.pop(request_id, None)
+
+    async def close(self) -> None:
+        """End the connection and everything on it."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> None:
+        error = EngineError("the engine is gone: its connection ended")
+        try:
+            while (frame := await read_frame(self._reader, SERVER_DECODER)) is not None:
+                if isinstance(frame, Fatal):
+                    error = EngineError(f"the engine ended: {frame.error.message}")
+                    break
+                self._take(frame)
+        except (EngineError, ConnectionError) as failure:
+            error = EngineError(f"the engine is gone: {failure}")
+        finally:
+            self._end(error)
+
+    def _take(self, frame: ServerFrame) -> None:
+        match frame:
+            case Events(events=events):
+                for event in events:
+                    stream = self._streams.get(event.request_id)
+                    if stream is not None:
+                        stream.put(event)
+            case Accepted(call=call) | Refused(call=call) | Status(call=call):
+                answer = self._answers.get(call)
+                if answer is not None and not answer.done():
+                    answer.set_result(frame)
+            case _:
+                raise EngineError(f"unexpected {type(frame).__name__} frame")
+
+    def _end(self, error: EngineError) -> None:
+        self.error = error
+        self._writer.close()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+        for stream in self._streams.values():
+            stream.fail(error)
+
+
+class SocketEngineClient:
+    """Connects when first used, and again after the engine process was replaced. One event loop only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._link: _Link | None = None
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    async def describe(self) -> EngineDescription:
+        """Return what is loaded; raise `EngineError` if the engine is gone."""
+        return (await self._connected()).description
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """Submit and yield events until every choice has finished; see `EngineClient`."""
+        link = await self._connected()
+        call = link.next_call()
+        try:
+            data = encode_frame(Generate(call=call, request=request))
+        except EngineError as error:
+            raise InvalidRequestError(f"{error}: send a shorter request", param="prompt") from error
+        stream = link.follow(request)
+        refused = False
+        try:
+            try:
+                await link.ask(call, data)
+            except Exception:
+                refused = True
+                raise
+            async for event in stream.events():
+                yield event
+        finally:
+            link.leave(request.request_id)
+            if not stream.finished and not refused:
+                link.send(Abort(request_id=request.request_id))
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its choices finish with "abort". Unknown ids are ignored."""
+        (await self._connected()).send(Abort(request_id=request_id))
+
+    async def status(self) -> EngineStatus:
+        """Return counters and gauges; raise `EngineError` if the engine is gone."""
+        link = await self._connected()
+        call = link.next_call()
+        answer = await link.ask(call, encode_frame(AskStatus(call=call)))
+        if not isinstance(answer, Status):
+            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
+        return answer.status
+
+    async def close(self) -> None:
+        """Close the connection; the engine goes on for others."""
+        self._closed = True
+        if self._link is not None:
+            await self._link.close()
+
+    async def _connected(self) -> _Link:
+        async with self._lock:
+            if self._closed:
+                raise EngineError("this client is closed: make a new one")
+            if self._link is None or self._link.error is not None:
+                self._link = await _Link.open(self._path)
+            return self._link

@@ -1,0 +1,118 @@
+"""`EngineRunner`: the one thread that calls an `Engine`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from openautoglm.engine.client import EngineStatus, GenerationEvent
+from openautoglm.engine.engine import Engine
+from openautoglm.errors import EngineError
+from openautoglm.log import get_logger
+
+_log = get_logger(__name__)
+_Result = TypeVar("_Result")
+
+IDLE_SECONDS = 0.5
+
+
+class EngineRunner:
+    """Steps the engine while it has work, and runs calls between steps.
+
+    `deliver` gets every step's events and `fail` the error that ended the engine, both in this object's thread;
+    they must be quick and must not raise. `beat` is called once per turn, idle or not. Every other method is safe
+    from any thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        deliver: Callable[[Sequence[GenerationEvent]], None],
+        fail: Callable[[EngineError], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._fail = fail
+        self._beat = beat
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended: EngineError | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="openautoglm-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def call(self, function: Callable[[Engine], _Result]) -> Future[_Result]:
+        """Run `function` between two steps; the future raises what it raises, or `EngineError` if the engine ended."""
+        future: Future[_Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(self._engine))
+            except Exception as error:  # noqa: BLE001 - handed to the caller, whole
+                future.set_exception(error)
+
+        with self._lock:
+            if self._ended is not None:
+                future.set_exception(self._ended)
+            else:
+                self._calls.put(run)
+        return future
+
+    def status(self, *, heartbeat: int) -> EngineStatus:
+        """Return counters and gauges at once, in the middle of a step too; raise `EngineError` if the engine ended."""
+        if self._ended is not None:
+            raise EngineError(str(self._ended))
+        return self._engine.status(heartbeat=heartbeat)
+
+    def close(self) -> None:
+        """Stop after the current step, end what runs with `EngineError`, and close the engine; safe to call twice."""
+        self._closing = True
+        self._calls.put(lambda: None)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        error = EngineError("the engine was closed: start a new one")
+        try:
+            while not self._closing:
+                self._turn()
+        except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            _log.exception("the engine failed")
+            error = EngineError(f"the engine failed: {failure}")
+        self._end(error)
+
+    def _turn(self) -> None:
+        engine = self._engine
+        self._beat()
+        self._run_calls(wait=not engine.has_work)
+        if engine.has_work:
+            events = engine.step()
+            if events:
+                self._deliver(events)
+
+    def _run_calls(self, *, wait: bool) -> None:
+        try:
+            while True:
+                call = self._calls.get(timeout=IDLE_SECONDS) if wait else self._calls.get_nowait()
+                call()
+                wait = False
+        except queue.Empty:
+            return
+
+    def _end(self, error: EngineError) -> None:
+        """From here on every call fails; those that wait are ended."""
+        with self._lock:
+            self._ended = error
+        self._fail(error)
+        self._run_calls(wait=False)
+        self._engine.close()

@@ -1,0 +1,197 @@
+"""Loading: stream a checkpoint slice by slice into packed weights, then set aside KV pool and workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+import openautoglm
+from openautoglm.checkpoint.index import Checkpoint
+from openautoglm.errors import CheckpointFormatError, ConfigError, OutOfMemoryError, UnsupportedModelError
+from openautoglm.executor.description import (
+    FORMAT_NUMBERS,
+    MatrixKey,
+    VectorKey,
+    describe_decoder,
+    matrix_format,
+)
+from openautoglm.executor.native import NativeExecutor, NativeModel
+from openautoglm.executor.protocol import Float32
+from openautoglm.executor.slices import Rows, binding_bytes, matrix_slices, read_vector
+from openautoglm.executor.supports import unsupported_features
+from openautoglm.memory.kv import kv_block_bytes
+from openautoglm.native import _core
+from openautoglm.progress import Progress, ProgressCallback
+from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.formats import ModelFormats
+from openautoglm.spec.plan import Plan
+from openautoglm.spec.weights import MatrixBinding, WeightMap
+from openautoglm.units import MIB, format_bytes
+
+KV_SLAB_BYTES = 8 * MIB
+ISA_VARIABLE = "OPENAUTOGLM_ISA"
+
+_SAMPLE_STRIDE_BYTES = 61
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    spec: ArchSpec,
+    weights: WeightMap,
+    plan: Plan,
+    *,
+    progress: ProgressCallback | None = None,
+) -> NativeExecutor:
+    """Load a checkpoint as `plan` says and return the executor, ready for its first step.
+
+    Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB. The checkpoint stays
+    open; the page cache keeps none of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best.
+
+    Raises `UnsupportedModelError` naming the features, `CheckpointFormatError` naming the tensor whose values cannot be
+    packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here.
+    """
+    features = unsupported_features(spec)
+    if features:
+        raise UnsupportedModelError(f"this model cannot run here: it has {', '.join(features)}", features=features)
+    with _named_allocation(f"{plan.num_threads} threads"):
+        pool = _core.ThreadPool(plan.num_threads)
+    loader = _Loader(checkpoint, spec, weights, plan.formats, pool, progress)
+    loader.load()
+    block_bytes = kv_block_bytes(spec, plan.formats.kv)
+    with _named_allocation(f"a KV pool of {plan.num_blocks} blocks, {format_bytes(plan.num_blocks * block_bytes)}"):
+        kv = _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES)
+    config = describe_decoder(
+        spec,
+        plan.formats,
+        matrices=loader.matrices,
+        vectors=loader.vectors,
+        max_step_tokens=plan.max_step_tokens,
+        max_step_rows=plan.max_step_rows,
+    )
+    with _named_allocation(f"the workspace of steps of {plan.max_step_tokens} tokens"):
+        decoder = _core.Decoder(pool, loader.store, kv, config, _instruction_set())
+    vector_bytes = sum(vector.nbytes for vector in loader.vectors.values())
+    return NativeExecutor(
+        NativeModel(
+            decoder=decoder,
+            kv=kv,
+            num_layers=spec.num_layers,
+            max_step_tokens=plan.max_step_tokens,
+            max_step_rows=plan.max_step_rows,
+            vocab_size=spec.vocab_size,
+            weight_bytes=loader.store.allocated_bytes + vector_bytes,
+            fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
+        )
+    )
+
+
+class _Loader:
+    """Packs the matrices of a weight map into one store and reads its vectors."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: ArchSpec,
+        weights: WeightMap,
+        formats: ModelFormats,
+        pool: _core.ThreadPool,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._weights = weights
+        self._progress = progress
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._total_bytes = sum(binding_bytes(checkpoint, matrix) for matrix in weights.matrices)
+        self._total_bytes += sum(binding_bytes(checkpoint, vector) for vector in weights.vectors)
+        self._done_bytes = 0
+        self.matrices: dict[MatrixKey, int] = {}
+        self.vectors: dict[VectorKey, Float32] = {}
+        shapes = []
+        for index, matrix in enumerate(weights.matrices):
+            weight_format = matrix_format(matrix.role, spec, formats)
+            number = FORMAT_NUMBERS[weight_format.number]
+            shapes.append((number, matrix.num_outputs, matrix.num_inputs, weight_format.group))
+            self.matrices[matrix.role, matrix.layer] = index
+        with _named_allocation(f"{len(shapes)} weight matrices of {plan_name(formats)}"):
+            self.store = _core.WeightStore(pool, shapes)
+
+    def load(self) -> None:
+        """Read and pack everything, in the map's order."""
+        for vector in self._weights.vectors:
+            with _named_allocation(f"the vector {vector.role} of layer {vector.layer}"):
+                values = read_vector(self._checkpoint, vector)
+            if not np.isfinite(values).all():
+                raise CheckpointFormatError(
+                    f"tensor {vector.parts[0].name} holds a value that is not finite: the checkpoint is damaged; "
+                    "download it again"
+                )
+            self.vectors[vector.role, vector.layer] = values
+            self._note(values, binding_bytes(self._checkpoint, vector))
+        for index, matrix in enumerate(self._weights.matrices):
+            self._pack(index, matrix)
+
+    def weights_digest(self) -> bytes:
+        """Return a digest of names, shapes and a regular sample of the bytes of all that was read."""
+        return self._digest.digest()
+
+    def _pack(self, index: int, matrix: MatrixBinding) -> None:
+        with _named_allocation(f"a slice of {matrix.parts[0].name}"):
+            for piece in matrix_slices(self._checkpoint, matrix):
+                bad_row = self.store.pack_rows(index, piece.row_begin, piece.row_step, piece.rows)
+                if bad_row >= 0:
+                    row = piece.row_begin + (bad_row - piece.row_begin) // piece.row_step
+                    raise CheckpointFormatError(
+                        f"tensor {piece.name} holds a value, in row {row} of the {matrix.role} matrix, that is not "
+                        "finite or too large for the plan's number format: download the checkpoint again, or choose "
+                        "another format"
+                    )
+                self._note(piece.rows, piece.source_bytes)
+        if self.store.rows_packed(index) != matrix.num_outputs:
+            raise CheckpointFormatError(
+                f"the {matrix.role} matrix of layer {matrix.layer} got {self.store.rows_packed(index)} of its "
+                f"{matrix.num_outputs} rows: config.json and tensors do not belong together"
+            )
+        for part in matrix.parts:
+            self._checkpoint.release(part.name)
+
+    def _note(self, rows: Rows, source_bytes: int) -> None:
+        """Count what was read, and take a sample of it into the digest."""
+        self._digest.update(repr((rows.shape, str(rows.dtype))).encode())
+        self._digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)[::_SAMPLE_STRIDE_BYTES].tobytes())
+        self._done_bytes += source_bytes
+        if self._progress is not None:
+            self._progress(Progress(stage="load", done_bytes=self._done_bytes, total_bytes=self._total_bytes))
+
+
+def plan_name(formats: ModelFormats) -> str:
+    """Return the formats of a plan as one short text, for messages and fingerprints."""
+    return (
+        f"layers {formats.layers}, head {formats.head}, embedding {formats.embedding}, kv {formats.kv}, "
+        f"activations {formats.activations}"
+    )
+
+
+def _instruction_set() -> str:
+    name = os.environ.get(ISA_VARIABLE, "")
+    available = _core.available_isas()
+    if name and name not in available:
+        raise ConfigError(f"{ISA_VARIABLE}={name!r} cannot run here: choose one of {', '.join(available)}, or unset it")
+    return name
+
+
+def _fingerprint(weights: bytes, spec: ArchSpec, formats: ModelFormats, instruction_set: str) -> str:
+    text = f"{openautoglm.__version__}|{plan_name(formats)}|{instruction_set}|{spec!r}"
+    return "oag-" + hashlib.blake2b(weights + text.encode(), digest_size=12).hexdigest()
+
+
+@contextmanager
+def _named_allocation(name: str) -> Iterator[None]:
+    """Turn a failed allocation into an `OutOfMemoryError` that says what it was for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError(f"no memory for {name}: free memory, or plan with a smaller --memory") from error

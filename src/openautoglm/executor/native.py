@@ -1,0 +1,168 @@
+"""The native executor: runs steps on this machine's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openautoglm.errors import EngineError, OutOfMemoryError
+from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepHandle, StepResult, UInt64
+from openautoglm.executor.supports import unsupported_features
+from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.plan import BLOCK_TOKENS
+
+if TYPE_CHECKING:
+    from openautoglm.native import _core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedStep:
+    """A step that has run: its result, or why it failed."""
+
+    outcome: StepResult | EngineError | OutOfMemoryError
+
+    def result(self) -> StepResult:
+        """Return the result; raise `OutOfMemoryError` or `EngineError` if the step failed."""
+        if isinstance(self.outcome, StepResult):
+            return self.outcome
+        raise self.outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeModel:
+    """What a load made: the native objects and the facts about them."""
+
+    decoder: _core.Decoder
+    kv: _core.KvPool
+    num_layers: int
+    max_step_tokens: int
+    max_step_rows: int
+    vocab_size: int
+    weight_bytes: int
+    fingerprint: str
+
+
+class NativeExecutor:
+    """Runs steps with the native decoder; made by `load.load_model`.
+
+    `submit` runs the step on the calling thread and the pool's workers, without the interpreter lock, and returns a
+    finished handle. One thread at a time may call; the object holds the memory of weights, KV pool and workspace until
+    `close`.
+    """
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model: NativeModel | None = model
+
+    @staticmethod
+    def supports(spec: ArchSpec) -> tuple[str, ...]:
+        """Return why `spec` cannot run here, one feature each; empty when it can."""
+        return unsupported_features(spec)
+
+    def layout(self) -> ExecutorLayout:
+        """Return the limits that the engine schedules within; all layers share one block table."""
+        model = self._open()
+        group = CacheGroup(
+            layers=tuple(range(model.num_layers)), block_tokens=BLOCK_TOKENS, block_bytes=model.kv.block_bytes
+        )
+        return ExecutorLayout(
+            groups=(group,),
+            num_blocks=model.kv.num_blocks,
+            max_step_tokens=model.max_step_tokens,
+            max_step_rows=model.max_step_rows,
+            vocab_size=model.vocab_size,
+        )
+
+    def submit(self, batch: StepBatch) -> StepHandle:
+        """Run a step and return its handle; failures are raised by the handle's `result`.
+
+        Peak bytes: the result's arrays, num_logits * vocabulary floats above all; everything else is set aside at load.
+        """
+        return _FinishedStep(outcome=self._run(batch))
+
+    def _run(self, batch: StepBatch) -> StepResult | EngineError | OutOfMemoryError:
+        model = self._open()
+        if batch.adapter_slots is not None and bool((batch.adapter_slots >= 0).any()):
+            return EngineError("the step asks for adapters, which this executor does not run: send slot -1")
+        try:
+            tokens, num_tokens, logprobs, top_tokens, top_logprobs, logits, hidden = model.decoder.step(batch)
+        except MemoryError:
+            return OutOfMemoryError(
+                f"no memory for the results of a step of {batch.tokens.size} tokens: ask for fewer logits or tokens"
+            )
+        except (ValueError, TypeError) as error:
+            return EngineError(f"the step breaks the executor's rules: {error}")
+        return StepResult(
+            tokens=tokens,
+            num_tokens=num_tokens,
+            logprobs=logprobs,
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
+            logits=logits,
+            hidden=hidden,
+        )
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole KV blocks (source, destination) of every layer, in order; raise `IndexError` for unknown ones."""
+        kv = self._open().kv
+        for source, destination in pairs:
+            kv.copy(source, destination)
+
+    def export_blocks(self, blocks: Sequence[int]) -> bytes:
+        """Return the bytes of blocks, in order. Peak bytes: twice the blocks."""
+        return self._open().kv.export_blocks(list(blocks))
+
+    def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
+        """Restore bytes taken by `export_blocks`; raise `ValueError` if they are not as many as the blocks take."""
+        self._open().kv.import_blocks(list(blocks), data)
+
+    def trim(self, live_blocks: Sequence[int]) -> int:
+        """Give memory of slabs that hold none of `live_blocks` back to the system; return the bytes given."""
+        return self._open().kv.release_unused(list(live_blocks))
+
+    def touch(self) -> None:
+        """Take all memory of the KV pool from the system now, so that no later step can fail for it."""
+        self._open().kv.touch()
+
+    def set_heartbeat(self, counter: UInt64 | None) -> None:
+        """Let steps advance `counter` (one uint64, for example in shared memory) once per layer; None stops that."""
+        decoder = self._open().decoder
+        if counter is None:
+            decoder.clear_heartbeat()
+        else:
+            decoder.set_heartbeat(np.ascontiguousarray(counter))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take: packed matrices, norms and biases."""
+        return self._open().weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pool when all of it has been written."""
+        return self._open().kv.allocated_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the workspace."""
+        return self._open().decoder.workspace_bytes
+
+    @property
+    def instruction_set(self) -> str:
+        """The kernels in use."""
+        return self._open().decoder.instruction_set
+
+    def determinism(self) -> str:
+        """Return the fingerprint under which equal requests give equal bytes."""
+        return self._open().fingerprint
+
+    def close(self) -> None:
+        """Stop threads and free everything; safe to call twice."""
+        self._model = None
+
+    def _open(self) -> NativeModel:
+        if self._model is None:
+            raise EngineError("the executor is closed: load the model again")
+        return self._model

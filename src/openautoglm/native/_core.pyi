@@ -1,0 +1,179 @@
+"""Types of the native module, for mypy; see src/native/bindings*.cpp."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Float32 = NDArray[np.float32]
+_Int32 = NDArray[np.int32]
+_Int8 = NDArray[np.int8]
+_Number = Literal["f32", "bf16", "int8", "int4", "nf4"]
+_Samples = tuple[_Int32, _Int32, _Float32, _Int32, _Float32, _Float32 | None, _Float32 | None]
+
+# ---- kernels (bindings_kernels.cpp) ----
+
+def available_isas() -> list[str]: ...
+def selected_isa(isa: str = "") -> str: ...
+def packed_bytes(format: _Number | str, n: int, k: int, group: int) -> int: ...  # noqa: A002
+
+class PackedMatrix:
+    @property
+    def format(self) -> str: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def num_tiles(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def tobytes(self) -> bytes: ...
+
+def pack(format: _Number | str, group: int, source: NDArray[Any], isa: str = "") -> PackedMatrix: ...  # noqa: A002
+def gather_rows(isa: str, matrix: PackedMatrix, rows: _Int32) -> _Float32: ...
+def quantize_rows(isa: str, x: _Float32, per_token: bool = False) -> tuple[_Int8, _Float32, _Int32]: ...
+def gemm_floats(
+    isa: str,
+    matrix: PackedMatrix,
+    x: _Float32,
+    out: _Float32,
+    epilogue: str = "store",
+    bias: _Float32 | None = None,
+    row_begin: int = 0,
+    row_end: int = -1,
+    tile_begin: int = 0,
+    tile_end: int = -1,
+    repeat: int = 1,
+) -> None: ...
+def gemm_quantised(
+    isa: str,
+    matrix: PackedMatrix,
+    values: _Int8,
+    scales: _Float32,
+    sums: _Int32,
+    out: _Float32,
+    epilogue: str = "store",
+    bias: _Float32 | None = None,
+    row_begin: int = 0,
+    row_end: int = -1,
+    tile_begin: int = 0,
+    tile_end: int = -1,
+    repeat: int = 1,
+) -> None: ...
+def rms_norm(isa: str, x: _Float32, weight: _Float32, offset: float, eps: float) -> _Float32: ...
+def rotary(isa: str, head: _Float32, cos: _Float32, sin: _Float32) -> None: ...
+def add(isa: str, x: _Float32, y: _Float32) -> None: ...
+def scale(isa: str, x: _Float32, factor: float) -> None: ...
+def max_value(isa: str, x: _Float32) -> float: ...
+def sum_exp(isa: str, x: _Float32, max: float) -> float: ...  # noqa: A002
+def probe_peak(kind: str, num_threads: int, seconds: float = 0.2, isa: str = "") -> float: ...
+def probe_read_bandwidth(num_threads: int, bytes: int, huge: bool = True, rounds: int = 4) -> float: ...  # noqa: A002
+
+# ---- threads, weights, KV pool (bindings_model_memory.cpp) ----
+
+class ThreadPool:
+    def __init__(self, num_threads: int, pin: bool = True) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def pinned(self) -> bool: ...
+
+class WeightStore:
+    def __init__(self, pool: ThreadPool, shapes: Sequence[tuple[int, int, int, int]]) -> None: ...
+    def pack_rows(self, index: int, row_begin: int, row_step: int, rows: NDArray[Any]) -> int: ...
+    def matrix_bytes(self, index: int) -> int: ...
+    def rows_packed(self, index: int) -> int: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def allocated_bytes(self) -> int: ...
+
+class KvPool:
+    def __init__(self, num_blocks: int, block_bytes: int, slab_bytes: int) -> None: ...
+    def copy(self, source: int, destination: int) -> None: ...
+    def export_blocks(self, blocks: Sequence[int]) -> bytes: ...
+    def import_blocks(self, blocks: Sequence[int], data: bytes) -> None: ...
+    def touch(self) -> None: ...
+    def release_unused(self, live_blocks: Sequence[int]) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def blocks_per_slab(self) -> int: ...
+    @property
+    def num_slabs(self) -> int: ...
+    @property
+    def allocated_bytes(self) -> int: ...
+
+# ---- the decoder's description (bindings_model_config.cpp) ----
+
+class NormConfig:
+    def __init__(self, weight: _Float32, epsilon: float, weight_offset: float = 0.0) -> None: ...
+
+class RotaryConfig:
+    def __init__(self, inverse_frequencies: _Float32, attention_factor: float = 1.0) -> None: ...
+
+class LayerConfig:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int
+    scale: float
+    intermediate_size: int
+    rotary: int
+    qkv: int
+    attention_output: int
+    gate_up: int
+    down: int
+    input_norm: NormConfig
+    pre_mlp_norm: NormConfig
+    post_mixer_norm: NormConfig
+    post_mlp_norm: NormConfig
+    query_norm: NormConfig
+    key_norm: NormConfig
+    @property
+    def qkv_bias(self) -> int: ...
+    @qkv_bias.setter
+    def qkv_bias(self, values: _Float32) -> None: ...
+    @property
+    def output_bias(self) -> int: ...
+    @output_bias.setter
+    def output_bias(self, values: _Float32) -> None: ...
+    def __init__(self) -> None: ...
+
+class DecoderConfig:
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    max_step_tokens: int
+    max_step_rows: int
+    embedding_scale: float
+    embedding: int
+    head: int
+    final_norm: NormConfig
+    quantise_per_token: bool
+    kv_format: int
+    rotary: list[RotaryConfig]
+    layers: list[LayerConfig]
+    def __init__(self) -> None: ...
+
+# ---- the decoder and the sampler (bindings_model.cpp) ----
+
+class Decoder:
+    def __init__(
+        self, pool: ThreadPool, weights: WeightStore, kv: KvPool, config: DecoderConfig, instruction_set: str = ""
+    ) -> None: ...
+    def step(self, batch: object) -> _Samples: ...
+    def set_heartbeat(self, counter: NDArray[np.uint64]) -> None: ...
+    def clear_heartbeat(self) -> None: ...
+    @property
+    def instruction_set(self) -> str: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+def sample(logits: _Float32, batch: object, instruction_set: str = "") -> _Samples: ...

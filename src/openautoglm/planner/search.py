@@ -1,0 +1,115 @@
+"""(ArchSpec, MachineSpec, Goal) -> Plan, or DoesNotFitError with the nearest plans that do fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from openautoglm.errors import DoesNotFitError
+from openautoglm.memory.runtime import RuntimeNeeds
+from openautoglm.memory.weights import num_active_parameters, num_parameters
+from openautoglm.planner import candidates, nearest, reasons
+from openautoglm.planner.explain import component_table
+from openautoglm.planner.limits import largest_concurrency, largest_context
+from openautoglm.planner.price import Choice, Pricer
+from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.goal import Goal
+from openautoglm.spec.machine import MachineSpec
+from openautoglm.spec.plan import Plan
+from openautoglm.units import format_bytes
+
+
+def make_plan(
+    spec: ArchSpec,
+    machine: MachineSpec,
+    goal: Goal,
+    *,
+    model: str,
+    unsupported: tuple[str, ...] = (),
+    runtime: RuntimeNeeds | None = None,
+) -> Plan:
+    """Choose settings for `spec` on `machine`: the goal's own where set, else the best that fit the budget.
+
+    The budget is the goal's, or what machine and control groups leave now. `model` is how the user names the model
+    (for commands in messages). `unsupported` are the executor's reasons for not running it; such a model is planned
+    all the same. `runtime` sizes the process: None means a library with a tokenizer as large as published ones are.
+    Takes no memory to speak of; reads nothing but its arguments.
+
+    Raises `DoesNotFitError` (with a table and the nearest plans that fit) and `ConfigError` (a goal out of range).
+    """
+    candidates.check_goal(spec, goal)
+    budget_bytes = goal.memory_bytes or min(machine.memory.available_bytes, machine.memory.limit_bytes)
+    num_threads = goal.num_threads or machine.cpu.num_cores
+    pricer = Pricer(spec, runtime)
+    first: Choice | None = None
+    for choice in candidates.choices(spec, goal, num_threads):
+        first = first or choice
+        if pricer.fits(choice, budget_bytes):
+            chosen = _grow(pricer, goal, choice, budget_bytes) if choice == first else choice
+            plan = _plan(pricer, chosen, budget_bytes, model, unsupported)
+            return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
+    raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads)
+
+
+def _grow(pricer: Pricer, goal: Goal, choice: Choice, budget_bytes: int) -> Choice:
+    """Use a budget that the user gave: the context grows first, then the sequences; a guessed budget is left alone."""
+    if goal.memory_bytes is None:
+        return choice
+    spec = pricer.spec
+    if goal.context_tokens is None:
+        largest = largest_context(pricer, choice, budget_bytes)
+        grown = largest if largest == spec.max_positions else candidates.neat_context(largest)
+        choice = replace(choice, context_tokens=max(choice.context_tokens, grown))
+        if choice.context_tokens < spec.max_positions:
+            return choice
+    if goal.concurrency is None:
+        largest = largest_concurrency(pricer, choice, budget_bytes, fixed_chunk=goal.chunk_tokens is not None)
+        concurrency = max(choice.concurrency, min(largest, candidates.MAX_GROWN_CONCURRENCY))
+        max_step_tokens, max_step_rows = next(candidates.widths(goal, choice.context_tokens, concurrency))
+        grown_choice = replace(
+            choice, concurrency=concurrency, max_step_tokens=max_step_tokens, max_step_rows=max_step_rows
+        )
+        choice = grown_choice if pricer.fits(grown_choice, budget_bytes) else choice
+    return choice
+
+
+def _plan(pricer: Pricer, choice: Choice, budget_bytes: int, model: str, unsupported: tuple[str, ...]) -> Plan:
+    spec = pricer.spec
+    return Plan(
+        model=model,
+        family=spec.family,
+        formats=choice.formats,
+        num_parameters=num_parameters(spec),
+        num_active_parameters=num_active_parameters(spec),
+        context_tokens=choice.context_tokens,
+        max_context_tokens=largest_context(pricer, choice, budget_bytes),
+        concurrency=choice.concurrency,
+        max_concurrency=largest_concurrency(pricer, choice, budget_bytes),
+        num_blocks=choice.num_blocks,
+        max_step_tokens=choice.max_step_tokens,
+        max_step_rows=choice.max_step_rows,
+        num_threads=choice.num_threads,
+        budget_bytes=budget_bytes,
+        breakdown=pricer.breakdown(choice),
+        unsupported=unsupported,
+    )
+
+
+def _does_not_fit(
+    pricer: Pricer, machine: MachineSpec, goal: Goal, budget_bytes: int, model: str, num_threads: int
+) -> DoesNotFitError:
+    smallest = list(candidates.choices(pricer.spec, goal, num_threads))[-1]
+    needed = pricer.total_bytes(smallest)
+    plan = _plan(pricer, smallest, budget_bytes, model, ())
+    source = "given by --memory" if goal.memory_bytes else reasons.free_memory(machine)
+    suggestions = nearest.suggestions(pricer, goal, budget_bytes, model, num_threads)
+    width = max(len(suggestion.command) for suggestion in suggestions)
+    lines = [
+        f"{model} does not fit, even at the least that the settings allow: it needs {format_bytes(needed)}, the "
+        f"budget is {format_bytes(budget_bytes)} ({source}), {format_bytes(needed - budget_bytes)} short",
+        "",
+        component_table(plan),
+        "",
+        "nearest plans that fit:",
+        *(f"  {suggestion.command:<{width}}  # {suggestion.note}" for suggestion in suggestions),
+    ]
+    return DoesNotFitError("\n".join(lines), suggestions=tuple(suggestion.command for suggestion in suggestions))

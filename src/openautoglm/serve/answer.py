@@ -1,0 +1,119 @@
+"""Answers in their envelope, whole or streamed: what chat and plain completions have in common."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from openautoglm.engine.client import GenerationEvent
+from openautoglm.log import get_logger
+from openautoglm.serve.connection import DONE, PING, event_bytes
+from openautoglm.serve.generation import Generation
+from openautoglm.serve.replies import internal_reply, reply_for
+
+_logger = get_logger(__name__)
+
+
+class Choices(Protocol):
+    """How one kind of answer writes its choices."""
+
+    chunk_object: str
+    whole_object: str
+
+    def opening(self) -> list[dict[str, object]]:
+        """Return what comes before any event, one piece per choice."""
+        ...
+
+    def delta(self, prompt: int, event: GenerationEvent) -> dict[str, object] | None:
+        """Return the piece of a stream that an event is, None for nothing."""
+        ...
+
+    def take(self, prompt: int, event: GenerationEvent) -> None:
+        """Keep an event for the whole answer."""
+        ...
+
+    def whole(self) -> list[dict[str, object]]:
+        """Return the finished choices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The envelope: fields that every chunk repeats."""
+
+    prefix: str
+    model: str
+    fingerprint: str
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """The id that all chunks share."""
+        return f"{self.prefix}-{self.identity}"
+
+    def envelope(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
+        """Return one object of the answer."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+
+async def whole_answer(answer: Answer, generation: Generation, choices: Choices) -> dict[str, object]:
+    """Wait for every choice and return the answer."""
+    async for prompt, event in generation.events():
+        choices.take(prompt, event)
+    return answer.envelope(choices.whole_object, choices.whole()) | {"usage": generation.usage.as_dict()}
+
+
+async def stream_answer(
+    answer: Answer,
+    generation: Generation,
+    choices: Choices,
+    first: tuple[int, GenerationEvent] | None,
+    *,
+    include_usage: bool,
+    ping_seconds: float,
+    request_id: str,
+) -> AsyncIterator[bytes]:
+    """Yield server-sent events; `first` is the event that was waited for before, None if there was a silence.
+
+    A failure becomes an error event, after which nothing comes: a client that waits for [DONE] sees that it failed.
+    """
+    # With usage asked for, OpenAI's chunks carry the field all along, null until the last.
+    extra: dict[str, object] = {"usage": None} if include_usage else {}
+
+    def chunk(choice: dict[str, object]) -> bytes:
+        return event_bytes(answer.envelope(choices.chunk_object, [choice]) | extra)
+
+    try:
+        for choice in choices.opening():
+            yield chunk(choice)
+        item = first
+        while True:
+            if item is None:
+                yield PING
+            else:
+                choice_or_none = choices.delta(*item)
+                if choice_or_none is not None:
+                    yield chunk(choice_or_none)
+            if generation.finished:
+                break
+            item = await generation.next(ping_seconds)
+        if include_usage:
+            yield event_bytes(answer.envelope(choices.chunk_object, []) | {"usage": generation.usage.as_dict()})
+        yield DONE
+    except Exception as error:
+        reply = reply_for(error)
+        if reply is None:
+            _logger.exception("request %s failed in mid-stream", request_id)
+            reply = internal_reply(request_id)
+        yield event_bytes(reply.body())

@@ -1,0 +1,140 @@
+"""The HTTP application: its routes, and how their errors are answered."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from openautoglm import __version__
+from openautoglm.errors import InvalidRequestError
+from openautoglm.log import get_logger
+from openautoglm.serve.answer import Answer, Choices, stream_answer, whole_answer
+from openautoglm.serve.body import ClientGoneError, read_json
+from openautoglm.serve.chat import ChatChoices
+from openautoglm.serve.completions import CompletionChoices
+from openautoglm.serve.connection import EventStream, unless_gone
+from openautoglm.serve.context import ServeContext
+from openautoglm.serve.generation import Generation, start
+from openautoglm.serve.information import check_model, information_routes
+from openautoglm.serve.metrics import RequestMeter
+from openautoglm.serve.middleware import Edge
+from openautoglm.serve.openapi import add_schemas, body_of
+from openautoglm.serve.parsing import parse
+from openautoglm.serve.prompts import chat_prompt, completion_prompts
+from openautoglm.serve.refusals import refuse_chat_fields, refuse_completion_fields
+from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, json_response, reply_for
+from openautoglm.serve.sampling import chat_sampling, completion_sampling
+from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+
+_CLIENT_GONE_STATUS = 499
+_logger = get_logger(__name__)
+
+
+def create_app(context: ServeContext) -> ASGIApp:
+    """Return the application for one served model."""
+    app = FastAPI(title="openautoglm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(information_routes(context))
+    app.include_router(_generation_routes(context))
+    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody))
+    for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    return Edge(app, context)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Answer an error. One that is not known here is raised again afterwards, and `Edge` logs it."""
+    if isinstance(error, ClientGoneError):
+        return Response(status_code=_CLIENT_GONE_STATUS)
+    if isinstance(error, RequestValidationError):
+        error = InvalidRequestError("the path or query is malformed")
+    request_id = request.scope["request_id"]
+    reply = reply_for(error)
+    if reply is not None and reply.status >= 500:
+        _logger.warning("request %s: %s", request_id, reply.message)
+    return (reply or internal_reply(request_id)).response()
+
+
+def _generation_routes(context: ServeContext) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        body = parse(ChatBody, await read_json(request, context.settings))
+        return await unless_gone(request.receive, _chat(context, request, body, context.metrics.meter()))
+
+    @router.post("/v1/completions", openapi_extra=body_of(CompletionBody))
+    async def completions(request: Request) -> Response:
+        """Continue one or several prompts."""
+        body = parse(CompletionBody, await read_json(request, context.settings))
+        return await unless_gone(request.receive, _completion(context, request, body, context.metrics.meter()))
+
+    return router
+
+
+async def _chat(context: ServeContext, request: Request, body: ChatBody, meter: RequestMeter) -> Response:
+    answer = Answer(
+        prefix="chatcmpl", model=check_model(context, body.model), fingerprint=context.description.fingerprint
+    )
+    refuse_chat_fields(body)
+    sampling = chat_sampling(body, context.default_sampling)
+    prompt = await chat_prompt(
+        context,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        variables=body.chat_template_kwargs,
+    )
+    choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
+    generation = start(context, [prompt], sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
+    return await _answer(context, request, body, answer, generation, choices)
+
+
+async def _completion(context: ServeContext, request: Request, body: CompletionBody, meter: RequestMeter) -> Response:
+    answer = Answer(prefix="cmpl", model=check_model(context, body.model), fingerprint=context.description.fingerprint)
+    refuse_completion_fields(body)
+    sampling = completion_sampling(body, context.default_sampling)
+    echo = bool(body.echo)
+    special = body.add_special_tokens is not False
+    prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo)
+    if len(prompts) * sampling.n > context.settings.max_choices:
+        raise InvalidRequestError(
+            f"{len(prompts)} prompts with n {sampling.n} are more than {context.settings.max_choices} choices",
+            param="n",
+        )
+    choices = CompletionChoices(context, prompts, sampling, echo=echo)
+    generation = start(context, prompts, sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
+    return await _answer(context, request, body, answer, generation, choices)
+
+
+async def _answer(
+    context: ServeContext,
+    request: Request,
+    body: SamplingBody,
+    answer: Answer,
+    generation: Generation,
+    choices: Choices,
+) -> Response:
+    """Answer whole or as a stream; the generation is closed however it ends."""
+    streams = False
+    try:
+        if not body.stream:
+            return json_response(await whole_answer(answer, generation, choices))
+        ping_seconds = context.settings.ping_seconds
+        # Whatever the engine refuses, it refuses at once: with the first event, or a silence, the answer is a 200.
+        first = await generation.next(ping_seconds)
+        events = stream_answer(
+            answer,
+            generation,
+            choices,
+            first,
+            include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+            ping_seconds=ping_seconds,
+            request_id=request.scope["request_id"],
+        )
+        streams = True
+        return EventStream(events, generation.close)
+    finally:
+        if not streams:
+            await generation.close()

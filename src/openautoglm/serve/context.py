@@ -1,0 +1,57 @@
+"""`ServeContext`: what every route needs, passed explicitly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from openautoglm.engine.client import EngineClient, EngineDescription, EngineStatus
+from openautoglm.errors import EngineError
+from openautoglm.serve.drain import Drain
+from openautoglm.serve.metrics import Metrics
+from openautoglm.serve.settings import EdgeSettings
+from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.template import ChatTemplate
+from openautoglm.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+# Rendering and tokenising are bursts of native code; more threads would only take the engine's cores.
+_TEXT_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeContext:
+    """One served model. The owner closes `client` and `template`; `close` ends what belongs to the context."""
+
+    client: EngineClient
+    description: EngineDescription
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    default_sampling: SamplingParams
+    settings: EdgeSettings
+    metrics: Metrics
+    drain: Drain = field(default_factory=Drain)
+    created_seconds: int = field(default_factory=lambda: int(time.time()))
+    text_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+    )
+
+    async def in_text_thread(self, work: Callable[[], T]) -> T:
+        """Run CPU-bound work on text beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.text_threads, work)
+
+    async def status(self) -> EngineStatus:
+        """Return the engine's status; raise `EngineError` if it does not answer within `status_seconds`."""
+        try:
+            async with asyncio.timeout(self.settings.status_seconds):
+                return await self.client.status()
+        except TimeoutError:
+            raise EngineError(f"the engine did not answer within {self.settings.status_seconds:g} s") from None
+
+    def close(self) -> None:
+        """End the threads."""
+        self.text_threads.shutdown(wait=False, cancel_futures=True)

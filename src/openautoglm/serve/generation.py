@@ -1,0 +1,154 @@
+"""Running requests on the engine: several prompts as one stream of events, ended when the client or the server goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import NoReturn, cast
+
+from openautoglm.engine.client import GenerationEvent, GenerationRequest
+from openautoglm.errors import EngineError
+from openautoglm.serve.context import ServeContext
+from openautoglm.serve.metrics import RequestMeter
+from openautoglm.serve.prompts import Prompt
+from openautoglm.spec.sampling import SamplingParams
+
+# Events wait in the engine's client rather than here when a client reads slowly.
+_QUEUED_EVENTS = 64
+
+
+class Usage:
+    """Token counts of one HTTP request, over its prompts and choices."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[int, tuple[int, int]] = {}
+        self._completions: dict[tuple[int, int], int] = {}
+
+    def event(self, prompt: int, event: GenerationEvent) -> None:
+        """Take note of an event: its counts are cumulative."""
+        self._prompts[prompt] = (event.prompt_tokens, event.cached_tokens)
+        self._completions[prompt, event.choice] = event.completion_tokens
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the `usage` object."""
+        prompt_tokens = sum(tokens for tokens, _ in self._prompts.values())
+        completion_tokens = sum(self._completions.values())
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
+            # Reasoning is not split from the answer here, so none of it is counted apart.
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+class Generation:
+    """One HTTP request on the engine. `close` aborts what has not finished, and must be called."""
+
+    def __init__(
+        self, context: ServeContext, requests: Sequence[GenerationRequest], meter: RequestMeter, usage: Usage
+    ) -> None:
+        self._context = context
+        self._meter = meter
+        self._usage = usage
+        self._num_unfinished = sum(request.sampling.n for request in requests)
+        self._failed = False
+        self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
+        self._tasks = [
+            asyncio.create_task(self._pump(index, request), name=request.request_id)
+            for index, request in enumerate(requests)
+        ]
+        self._tasks.append(asyncio.create_task(self._wait_for_cut()))
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self._usage
+
+    async def next(self, timeout_seconds: float | None = None) -> tuple[int, GenerationEvent] | None:
+        """Return the next event and the index of its prompt; None after a silence of `timeout_seconds`.
+
+        Raises what the engine raised, and `EngineError` for a choice that ended in an error or was aborted.
+        """
+        if self._queue.empty():
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    item = await self._queue.get()
+            except TimeoutError:
+                return None
+        else:
+            item = self._queue.get_nowait()
+        if isinstance(item, Exception):
+            self._failed = True
+            raise item
+        prompt, event = item
+        self._meter.event(prompt, event)
+        self._usage.event(prompt, event)
+        self._num_unfinished -= event.finish_reason is not None
+        if event.finish_reason == "error":
+            raise EngineError(event.error or "the engine gave the request up")
+        if event.finish_reason == "abort":
+            raise EngineError("the request was aborted by the server")
+        return item
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended."""
+        return self._num_unfinished == 0
+
+    async def events(self) -> AsyncIterator[tuple[int, GenerationEvent]]:
+        """Yield events until every choice has finished."""
+        while not self.finished:
+            item = await self.next()
+            assert item is not None
+            yield item
+
+    async def close(self) -> None:
+        """Abort what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._meter.end(num_aborted=0 if self._failed else self._num_unfinished)
+
+    async def _pump(self, index: int, request: GenerationRequest) -> None:
+        try:
+            # Leaving the generator early is what aborts the request in the engine.
+            stream = cast("_ClosableEvents", self._context.client.generate(request))
+            async with aclosing(stream):
+                async for event in stream:
+                    await self._queue.put((index, event))
+        except Exception as error:  # noqa: BLE001  raised again where the events are read
+            await self._queue.put(error)
+
+    async def _wait_for_cut(self) -> NoReturn:
+        await self._context.drain.cut.wait()
+        await self._queue.put(EngineError("the server is stopping, and the time to finish is over: try again later"))
+        raise asyncio.CancelledError
+
+
+class _ClosableEvents(AsyncIterator[GenerationEvent]):
+    """An event iterator as async generators make it."""
+
+    async def aclose(self) -> None:
+        """End it early."""
+
+
+def start(
+    context: ServeContext,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    *,
+    completion_id: str,
+    priority: int,
+    meter: RequestMeter,
+) -> Generation:
+    """Submit prompts that share their parameters."""
+    requests = [
+        GenerationRequest(
+            request_id=f"{completion_id}-{index}", prompt_tokens=prompt.tokens, sampling=sampling, priority=priority
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    return Generation(context, requests, meter, Usage())

@@ -1,0 +1,66 @@
+"""Logprobs in OpenAI's two formats: per token with bytes (chat), parallel lists (plain completions)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openautoglm.engine.client import TokenLogprob
+from openautoglm.text.detokenize import Detokenizer
+from openautoglm.text.tokenizer import Tokenizer
+
+# JSON has no infinity; what OpenAI sends for a token that cannot come.
+_LOWEST = -9999.0
+
+
+def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
+    """Return the `logprobs` object of a chat choice or delta."""
+    content = [
+        {
+            **_chat_token(tokenizer, entry.token, entry.logprob),
+            "top_logprobs": [_chat_token(tokenizer, token, logprob) for token, logprob in entry.top],
+        }
+        for entry in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, object]:
+    spelt = tokenizer.token_bytes(token)
+    return {"token": spelt.decode("utf-8", "replace"), "logprob": max(logprob, _LOWEST), "bytes": list(spelt)}
+
+
+class CompletionLogprobs:
+    """Logprobs of one choice of a plain completion; keeps the offset of the next token in the choice's text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, first_offset: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
+        self._offset = first_offset
+
+    def take(self, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
+        """Return the `logprobs` object for the next tokens of the choice."""
+        offsets: list[int] = []
+        for entry in logprobs:
+            offsets.append(self._offset)
+            self._offset += len(self._detokenizer.push(entry.token))
+        text = self._tokenizer.token_text
+        return {
+            "tokens": [text(entry.token) for entry in logprobs],
+            "token_logprobs": [max(entry.logprob, _LOWEST) for entry in logprobs],
+            # Best last into the object: of tokens that look the same (pieces of characters) the best one stays.
+            "top_logprobs": [
+                {text(token): max(logprob, _LOWEST) for token, logprob in reversed(entry.top)} for entry in logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+def join_completion_logprobs(parts: Sequence[dict[str, object]]) -> dict[str, object]:
+    """Join the objects of one choice, in order."""
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {name: [item for part in parts for item in _items(part[name])] for name in names}
+
+
+def _items(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value

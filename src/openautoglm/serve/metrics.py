@@ -1,0 +1,180 @@
+"""Prometheus metrics: vLLM's names, for dashboards that exist, beside openautoglm_* for memory and the engine.
+
+Requests are observed at the edge; counters and gauges of the engine are read from its status when scraped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from openautoglm.engine.client import EngineStatus, GenerationEvent
+
+_FIRST_TOKEN_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+)  # fmt: skip
+_NEXT_TOKEN_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+)  # fmt: skip
+
+
+class Metrics:
+    """The server's own registry, for one served model."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._registry = CollectorRegistry()
+        self._engine = _EngineCollector(model_name)
+        # A collector that is registered is asked at once for its names: it has none yet.
+        self._registry.register(self._engine)
+        labels = ("model_name",)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+            return metric.labels(model_name)
+
+        self._first_token = histogram(
+            "vllm:time_to_first_token_seconds", "Time from a request to its first token.", _FIRST_TOKEN_BUCKETS
+        )
+        self._next_token = histogram(
+            "vllm:inter_token_latency_seconds", "Time between two tokens of a choice.", _NEXT_TOKEN_BUCKETS
+        )
+        self._end_to_end = histogram(
+            "vllm:e2e_request_latency_seconds", "Time from a request to its end.", _REQUEST_BUCKETS
+        )
+        self._decode = histogram(
+            "vllm:request_decode_time_seconds", "Time from a request's first token to its end.", _REQUEST_BUCKETS
+        )
+        self._finished = Counter(
+            "vllm:request_success",
+            "Choices that ended, by reason.",
+            (*labels, "finished_reason"),
+            registry=self._registry,
+        )
+        self._http_requests = Counter(
+            "openautoglm_http_requests",
+            "HTTP requests answered, by path and status.",
+            (*labels, "path", "status"),
+            registry=self._registry,
+        )
+
+    def http_request(self, path: str, status: int) -> None:
+        """Count an answer; `path` is a route of this server, never what a client sent."""
+        self._http_requests.labels(self._model_name, path, str(status)).inc()
+
+    def meter(self) -> RequestMeter:
+        """Start to measure a request."""
+        return RequestMeter(metrics=self)
+
+    def render(self, status: EngineStatus | None) -> bytes:
+        """Return the text format; `status` None means that the engine does not answer."""
+        self._engine.status = status
+        return generate_latest(self._registry)
+
+    def observe_first_token(self, seconds: float) -> None:
+        """Record a time to the first token."""
+        self._first_token.observe(seconds)
+
+    def observe_next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Record the time between tokens; several that come together share it."""
+        for _ in range(num_tokens):
+            self._next_token.observe(seconds / num_tokens)
+
+    def observe_end(self, end_to_end_seconds: float, decode_seconds: float | None) -> None:
+        """Record a request's whole time, and the part after its first token."""
+        self._end_to_end.observe(end_to_end_seconds)
+        if decode_seconds is not None:
+            self._decode.observe(decode_seconds)
+
+    def count_finished(self, reason: str) -> None:
+        """Count a choice that ended."""
+        self._finished.labels(self._model_name, reason).inc()
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestMeter:
+    """Times of one HTTP request."""
+
+    metrics: Metrics
+    begin: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def event(self, prompt: int, event: GenerationEvent) -> None:
+        """Take note of an event of the prompt with this index."""
+        now = time.monotonic()
+        if event.tokens:
+            before = self.last.get((prompt, event.choice))
+            if self.first is None:
+                self.first = now
+                self.metrics.observe_first_token(now - self.begin)
+            if before is not None:
+                self.metrics.observe_next_tokens(now - before, len(event.tokens))
+            self.last[prompt, event.choice] = now
+        if event.finish_reason is not None:
+            self.metrics.count_finished(event.finish_reason)
+
+    def end(self, *, num_aborted: int) -> None:
+        """The request is over; `num_aborted` choices of it had not finished."""
+        now = time.monotonic()
+        for _ in range(num_aborted):
+            self.metrics.count_finished("abort")
+        self.metrics.observe_end(now - self.begin, None if self.first is None else now - self.first)
+
+
+class _EngineCollector:
+    """Turns the engine's status into metrics at the moment of a scrape."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self.status: EngineStatus | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of the last status."""
+        status = self.status
+        yield self._gauge("openautoglm_engine_ready", "Whether the engine takes requests.", float(_ready(status)))
+        if status is None:
+            return
+        used_blocks = status.num_blocks - status.num_free_blocks - status.num_cached_blocks
+        yield self._gauge("vllm:num_requests_running", "Requests being computed.", status.num_running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests in the queue.", status.num_waiting)
+        usage = used_blocks / status.num_blocks if status.num_blocks else 0.0
+        yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0 to 1.", usage)
+        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", status.prefix_query_tokens)
+        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", status.prefix_hit_tokens)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens taken.", status.prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens generated.", status.generated_tokens)
+        yield self._counter("vllm:num_preemptions", "Sequences set back to make room.", status.num_preemptions)
+        blocks = GaugeMetricFamily("openautoglm_kv_blocks", "KV blocks by state.", labels=["model_name", "state"])
+        for state, number in (
+            ("used", used_blocks),
+            ("cached", status.num_cached_blocks),
+            ("free", status.num_free_blocks),
+        ):
+            blocks.add_metric([self._model_name, state], number)
+        yield blocks
+        yield self._counter("openautoglm_steps", "Steps computed.", status.num_steps)
+        yield self._counter("openautoglm_step_seconds", "Time spent in steps.", status.step_seconds)
+        yield self._gauge("openautoglm_resident_bytes", "Memory of the engine's process.", status.resident_bytes)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        metric = GaugeMetricFamily(name, text, labels=["model_name"])
+        metric.add_metric([self._model_name], value)
+        return metric
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        metric = CounterMetricFamily(name, text, labels=["model_name"])
+        metric.add_metric([self._model_name], value)
+        return metric
+
+
+def _ready(status: EngineStatus | None) -> bool:
+    return status is not None and status.ready

@@ -1,0 +1,119 @@
+"""The outermost layer: request ids, keys, refusal while draining, and the last net for errors. Plain ASGI."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openautoglm.log import get_logger
+from openautoglm.serve.body import ClientGoneError
+from openautoglm.serve.context import ServeContext
+from openautoglm.serve.replies import SERVER_ERROR, ErrorReply, internal_reply
+
+# Open without a key, and still answered while the server drains. Routes match the same string.
+OPEN_PATHS = frozenset({"/health"})
+_UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics"}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_DRAIN_RETRY_SECONDS = 10
+
+_logger = get_logger(__name__)
+
+
+class Edge:
+    """Wraps the application; everything but `OPEN_PATHS` needs the key, whether such a path exists or not."""
+
+    def __init__(self, app: ASGIApp, context: ServeContext) -> None:
+        self._app = app
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection's event stream."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # No WebSocket route exists.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416  the first of equals wins
+        request_id = _request_id(headers.get(b"x-request-id"))
+        scope["request_id"] = request_id
+        started = _Started(send, request_id)
+        refusal = self._refusal(scope["path"], headers.get(b"authorization"))
+        try:
+            if refusal is not None:
+                await refusal.response()(scope, receive, started.send)
+            else:
+                await self._run(scope, receive, started)
+        finally:
+            self._context.metrics.http_request(_route(scope), started.status)
+
+    async def _run(self, scope: Scope, receive: Receive, started: _Started) -> None:
+        counted = scope["path"] not in _UNCOUNTED_PATHS
+        if counted:
+            self._context.drain.enter()
+        try:
+            await self._app(scope, receive, started.send)
+        except ClientGoneError:
+            started.status = 499
+        except Exception:
+            # The application's own handler has answered, unless the answer had begun: then it ends here, cut short.
+            _logger.exception("request %s failed", scope["request_id"])
+            if started.status == 0:
+                await internal_reply(scope["request_id"]).response()(scope, receive, started.send)
+        finally:
+            if counted:
+                self._context.drain.leave()
+
+    def _refusal(self, path: str, authorization: bytes | None) -> ErrorReply | None:
+        if path in OPEN_PATHS:
+            return None
+        if not self._context.settings.accepts_key(_bearer_key(authorization)):
+            return ErrorReply(
+                status=401,
+                message="this server needs its API key: send Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers=(("WWW-Authenticate", "Bearer"),),
+            )
+        if self._context.drain.draining:
+            return ErrorReply(
+                status=503,
+                message="the server is stopping: try again later, or another server",
+                type=SERVER_ERROR,
+                code="draining",
+                headers=(("Retry-After", str(_DRAIN_RETRY_SECONDS)),),
+            )
+        return None
+
+
+class _Started:
+    """Adds the request id to the response, and knows whether one has begun."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode("ascii")
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self._request_id)]}
+        await self._send(message)
+
+
+def _request_id(given: bytes | None) -> str:
+    """Return the client's id where it is one, else a new one: what is logged must not be free text."""
+    text = "" if given is None else given.decode("latin-1")
+    return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+
+
+def _bearer_key(authorization: bytes | None) -> str | None:
+    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+def _route(scope: Scope) -> str:
+    """Return the path of the route that answered; a path that is none would be the client's free text."""
+    return str(getattr(scope.get("route"), "path", "none"))

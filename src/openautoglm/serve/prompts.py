@@ -1,0 +1,186 @@
+"""From messages or prompts to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from openautoglm.errors import ContextOverflowError, InvalidRequestError
+from openautoglm.serve.context import ServeContext
+from openautoglm.serve.schemas import ChatMessage
+from openautoglm.text.template import ChatTemplate
+from openautoglm.text.tokenizer import Tokenizer
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_MEDIA_PARTS = {
+    "image_url": "images",
+    "image": "images",
+    "input_image": "images",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "video",
+    "video": "video",
+    "file": "files",
+    "input_file": "files",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt: its tokens, and its text where it must be echoed."""
+
+    tokens: tuple[int, ...]
+    text: str = ""
+
+
+async def chat_prompt(
+    context: ServeContext,
+    messages: list[ChatMessage],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Render messages with the model's template; the template writes its special tokens itself."""
+    plain = [plain_message(message, index) for index, message in enumerate(messages)]
+
+    def work() -> Prompt:
+        text = _render(context.template, plain, add_generation_prompt, variables)
+        return Prompt(tokens=_encode(context, text, add_special_tokens=False, param="messages"))
+
+    return await context.in_text_thread(work)
+
+
+async def completion_prompts(
+    context: ServeContext, prompt: object, *, add_special_tokens: bool = True, echo: bool = False
+) -> list[Prompt]:
+    """Return the prompts of a plain completion: text, texts, token ids, or lists of token ids."""
+    given = _split_prompts(prompt, context.settings.max_prompts)
+
+    def work() -> list[Prompt]:
+        prompts: list[Prompt] = []
+        for one in given:
+            if isinstance(one, str):
+                tokens = _encode(context, one, add_special_tokens=add_special_tokens, param="prompt")
+                prompts.append(Prompt(tokens=tokens, text=one if echo else ""))
+            else:
+                _check_room(len(one), context, "prompt")
+                check_token_ids(one, context.description.vocab_size, "prompt")
+                text = context.tokenizer.decode(one) if echo else ""
+                prompts.append(Prompt(tokens=tuple(one), text=text))
+        return prompts
+
+    return await context.in_text_thread(work)
+
+
+def check_token_ids(tokens: list[int], vocab_size: int, param: str) -> None:
+    """Raise `InvalidRequestError` for what is no token id of the model."""
+    for token in tokens:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"{param} holds {str(token)[:40]!r}: token ids of this model are 0 to {vocab_size - 1}",
+                param=param,
+            )
+
+
+def plain_message(message: ChatMessage, index: int) -> dict[str, object]:
+    """Return a message as templates expect it: content as text, arguments of tool calls as objects."""
+    fields: dict[str, object] = {**(message.model_extra or {})}
+    # OpenAI's newer name for the same role, which the templates of open models do not know.
+    fields["role"] = "system" if message.role == "developer" else message.role
+    where = f"messages[{index}]"
+    if message.tool_calls:
+        fields["tool_calls"] = [_plain_tool_call(call, f"{where}.tool_calls") for call in message.tool_calls]
+    elif message.content is None:
+        raise InvalidRequestError(f"{where}.content is missing: send text", param=f"{where}.content")
+    if message.content is not None:
+        fields["content"] = _plain_content(message.content, f"{where}.content")
+    return fields
+
+
+def _plain_content(content: str | list[dict[str, Any]], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        kind = part.get("type")
+        text = part.get("text")
+        if kind in _TEXT_PARTS and isinstance(text, str):
+            texts.append(text)
+        elif isinstance(kind, str) and kind in _MEDIA_PARTS:
+            raise InvalidRequestError(
+                f"{where}[{index}] is {kind}, but this server does not read {_MEDIA_PARTS[kind]} yet: send text parts",
+                param=f"{where}[{index}]",
+            )
+        else:
+            raise InvalidRequestError(
+                f'{where}[{index}] must be {{"type": "text", "text": "…"}}', param=f"{where}[{index}]"
+            )
+    return "\n".join(texts)
+
+
+def _plain_tool_call(call: Mapping[str, Any], where: str) -> dict[str, object]:
+    """Return a tool call of an earlier turn, its arguments parsed: OpenAI sends them as JSON in a string."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidRequestError(f"{where} needs a function with a name", param=where)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = msgspec.json.decode(arguments or "{}")
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f"{where}: arguments are not JSON: {error}", param=where) from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _split_prompts(prompt: object, max_prompts: int) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise InvalidRequestError(
+            "prompt must be text, a list of texts, a list of token ids, or a list of such lists", param="prompt"
+        )
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > max_prompts:
+        raise InvalidRequestError(f"prompt holds {len(prompt)} prompts, at most {max_prompts}", param="prompt")
+    kind = type(prompt[0])
+    if kind not in (str, list) or not all(type(one) is kind for one in prompt):
+        raise InvalidRequestError("prompt must not mix texts, numbers and lists", param="prompt")
+    return prompt
+
+
+def _render(
+    template: ChatTemplate,
+    messages: list[dict[str, object]],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None,
+) -> str:
+    return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+
+
+def _encode(context: ServeContext, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+    tokenizer: Tokenizer = context.tokenizer
+    context_tokens = context.description.context_tokens
+    # Known before a single token is made: no tokenizer of this vocabulary could fit so much text.
+    limit_bytes = tokenizer.max_text_bytes(context_tokens)
+    if len(text) > limit_bytes:
+        raise ContextOverflowError(
+            f"the prompt has {len(text)} characters, more than any {context_tokens} tokens can hold: shorten it",
+            param=param,
+        )
+    tokens = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    _check_room(len(tokens), context, param)
+    return tuple(tokens)
+
+
+def _check_room(num_tokens: int, context: ServeContext, param: str) -> None:
+    context_tokens = context.description.context_tokens
+    if num_tokens >= context_tokens:
+        raise ContextOverflowError(
+            f"the prompt has {num_tokens} tokens and the context holds {context_tokens}, of which at least one is for "
+            "the answer: shorten the prompt",
+            param=param,
+        )

@@ -1,0 +1,99 @@
+"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}, whatever went wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from openautoglm.errors import EngineError, OverloadedError, RequestError, TemplateError
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorReply:
+    """One error: HTTP status, and the fields that clients read. `code` is text or None, never the HTTP number."""
+
+    status: int
+    message: str
+    type: str = INVALID_REQUEST
+    param: str | None = None
+    code: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def body(self) -> dict[str, object]:
+        """Return the JSON object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """Return the HTTP response."""
+        return json_response(self.body(), status=self.status, headers=dict(self.headers))
+
+
+class ReplyError(Exception):
+    """Ends the handling of a request with this reply."""
+
+    def __init__(self, reply: ErrorReply) -> None:
+        super().__init__(reply.message)
+        self.reply = reply
+
+
+# What `reply_for` knows.
+KNOWN_ERRORS = (ReplyError, RequestError, TemplateError, OverloadedError, EngineError, HTTPException)
+
+
+def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response."""
+    return Response(msgspec.json.encode(value), status_code=status, headers=headers, media_type="application/json")
+
+
+def reply_for(error: Exception) -> ErrorReply | None:
+    """Return what a client is told of an error, None for one that is a fault of this server.
+
+    Messages of the exception tree's request side are written for the client; whatever else happened stays in the log.
+    """
+    if isinstance(error, ReplyError):
+        return error.reply
+    if isinstance(error, RequestError):
+        return ErrorReply(status=error.http_status, message=str(error), param=error.param, code=error.code)
+    if isinstance(error, TemplateError):
+        return ErrorReply(status=400, message=str(error), param="messages", code="chat_template_error")
+    if isinstance(error, OverloadedError):
+        seconds = max(1, math.ceil(error.retry_after_seconds))
+        return ErrorReply(
+            status=error.http_status,
+            message=str(error),
+            type="overloaded_error",
+            code="overloaded",
+            headers=(("Retry-After", str(seconds)),),
+        )
+    if isinstance(error, EngineError):
+        return ErrorReply(status=error.http_status, message=str(error), type=SERVER_ERROR, code="engine_error")
+    if isinstance(error, HTTPException):
+        return _reply_for_http(error)
+    return None
+
+
+def internal_reply(request_id: str) -> ErrorReply:
+    """Return what a client is told of a fault of this server: where to find it in the log, nothing else."""
+    return ErrorReply(
+        status=500,
+        message=f"internal error; the server's log has it under request {request_id}",
+        type=SERVER_ERROR,
+        code="internal_error",
+    )
+
+
+def _reply_for_http(error: HTTPException) -> ErrorReply:
+    headers = tuple((error.headers or {}).items())
+    known = {
+        404: ("there is no such path on this server", "not_found"),
+        405: ("this path does not take that method", "method_not_allowed"),
+    }
+    message, code = known.get(error.status_code, (str(error.detail), None))
+    return ErrorReply(status=error.status_code, message=message, code=code, headers=headers)

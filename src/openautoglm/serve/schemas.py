@@ -1,0 +1,109 @@
+"""Request bodies as types. Types are checked strictly here; ranges by `SamplingParams`, meaning by the routes.
+
+Fields that nobody knows are kept and ignored, as clients send them freely; fields that OpenAI or vLLM define and this
+server cannot honour are refused by `refusals`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+
+class _StopAtFirst(FailFast):
+    """A list stops at its first bad item: a million of them must not become a million errors."""
+
+    # Unions keep their members in a set.
+    __hash__ = object.__hash__
+
+
+TokenIds = Annotated[list[int], _StopAtFirst()]
+Role = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+class Body(BaseModel):
+    """A JSON object: strict types, unknown fields tolerated."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """What a stream carries beside its text."""
+
+    include_usage: bool | None = None
+
+
+class SamplingBody(Body):
+    """The fields that chat and plain completions share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    n: int | None = None
+    # str, or list of str: checked in `sampling`, before anything is built from it
+    stop: Any = None
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    priority: int | None = Field(default=None, ge=-1000, le=1000)
+
+
+class ChatMessage(Body):
+    """One message; content is text or a list of parts."""
+
+    role: Role
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatBody(SamplingBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], _StopAtFirst()] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(SamplingBody):
+    """POST /v1/completions."""
+
+    # str, list of str, token ids, or list of token ids: checked in `prompts`
+    prompt: Any
+    logprobs: int | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeBody(Body):
+    """POST /tokenize: a prompt, or messages as for a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], _StopAtFirst()] | None = Field(default=None, min_length=1)
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds

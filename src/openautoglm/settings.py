@@ -1,0 +1,189 @@
+"""Settings and where each value comes from.
+
+    flag  >  OPENAUTOGLM_<NAME> in the environment  >  ./openautoglm.toml  >  ~/.config/openautoglm/config.toml
+
+A settings file is TOML with one table, the names below as keys. An unknown key or variable is refused, so that a
+typing error never becomes a default in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from openautoglm.errors import ConfigError, OpenAutoGLMError
+from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale
+from openautoglm.units import parse_bytes
+
+ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
+PROJECT_FILE_NAME = "openautoglm.toml"
+MAX_FILE_BYTES = 1 << 20
+QUANT_NAMES = ("auto", "bf16", "int8", "int4", "nf4")
+
+Value = str | int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingSpec:
+    """One setting: its name (a TOML key, `--name` and OPENAUTOGLM_NAME), default, check and explanation."""
+
+    name: str
+    default: Value
+    check: Callable[[str | int], str | int]
+    help: str
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A value and its source: "default", "flag", a variable's name or a file's path."""
+
+    name: str
+    value: Value
+    source: str
+    secret: bool = False
+
+    @property
+    def shown(self) -> Value:
+        """The value as it may be printed: secrets are hidden."""
+        return "(hidden)" if self.secret and self.value is not None else self.value
+
+
+def _text(value: str | int) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError("expected text that is not empty")
+    return value
+
+
+def _size(value: str | int) -> str:
+    text = _text(value)
+    if parse_bytes(text) < 1:
+        raise ConfigError("expected a size above zero, such as 4GiB")
+    return text
+
+
+def _integer(low: int, high: int) -> Callable[[str | int], int]:
+    def check(value: str | int) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+            raise ConfigError(f"expected a whole number from {low} to {high}")
+        return int(text)
+
+    return check
+
+
+def _one_of(*names: str) -> Callable[[str | int], str]:
+    def check(value: str | int) -> str:
+        if str(value) not in names or isinstance(value, bool):
+            raise ConfigError(f"expected one of {', '.join(names)}")
+        return str(value)
+
+    return check
+
+
+_MANY = 1 << 30
+SETTINGS = (
+    SettingSpec(name="memory", default=None, check=_size, help="Memory budget of the whole process tree."),
+    SettingSpec(name="context", default=None, check=_integer(1, _MANY), help="Context of each sequence, in tokens."),
+    SettingSpec(name="concurrency", default=None, check=_integer(1, _MANY), help="Sequences that must fit at once."),
+    SettingSpec(name="quant", default="auto", check=_one_of(*QUANT_NAMES), help="Weight format."),
+    SettingSpec(
+        name="group", default=None, check=_one_of(*map(str, WEIGHT_GROUPS)), help="Weights per scale of int4 and nf4."
+    ),
+    SettingSpec(
+        name="activations",
+        default=ActivationScale.GROUP.value,
+        check=_one_of(*(scale.value for scale in ActivationScale)),
+        help="Granularity of activation scales.",
+    ),
+    SettingSpec(name="threads", default=None, check=_integer(1, 4096), help="Compute threads (usable cores)."),
+    SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
+    SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
+    SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),
+)
+_SPECS = {spec.name: spec for spec in SETTINGS}
+# Variables with this prefix that are no settings: the kernels' own switch, and homes of files.
+_OTHER_VARIABLES = frozenset({"OPENAUTOGLM_ISA", "OPENAUTOGLM_CONFIG"})
+
+
+def user_file(environment: Mapping[str, str]) -> Path:
+    """Return the user's settings file: $OPENAUTOGLM_CONFIG, else below $XDG_CONFIG_HOME, else below ~/.config."""
+    if environment.get("OPENAUTOGLM_CONFIG"):
+        return Path(environment["OPENAUTOGLM_CONFIG"])
+    base = environment.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "openautoglm" / "config.toml"
+
+
+def resolve_settings(
+    flags: Mapping[str, Value] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> tuple[Setting, ...]:
+    """Return every setting with its value and source, in the order of `SETTINGS`; None as a flag means: not given.
+
+    Raises `ConfigError` for an unknown name or a bad value, naming the source.
+    """
+    environment = os.environ if environment is None else environment
+    found = {spec.name: Setting(name=spec.name, value=spec.default, source="default") for spec in SETTINGS}
+    for file in (user_file(environment), (directory or Path.cwd()) / PROJECT_FILE_NAME):
+        found.update({name: _checked(name, value, str(file)) for name, value in _read_file(file).items()})
+    found.update(_from_environment(environment))
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    found.update({name: _checked(name, value, "flag") for name, value in given.items()})
+    return tuple(found[spec.name] for spec in SETTINGS)
+
+
+def command_defaults(settings: tuple[Setting, ...], commands: tuple[str, ...]) -> dict[str, dict[str, Value]]:
+    """Return click's `default_map` for commands: what files and environment set, below the flags' precedence.
+
+    Only settings that somebody set are in it, so that every other option keeps its own default.
+    """
+    values = {setting.name: setting.value for setting in settings if setting.source != "default"}
+    return {command: dict(values) for command in commands}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Setting]:
+    found = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in _SPECS or variable != _SPECS[name].variable:
+            known = ", ".join(sorted({spec.variable for spec in SETTINGS} | _OTHER_VARIABLES))
+            raise ConfigError(f"{variable} is no setting: correct or unset it; known variables are {known}")
+        found[name] = _checked(name, value, variable)
+    return found
+
+
+def _checked(name: str, value: object, source: str) -> Setting:
+    if name not in _SPECS:
+        raise ConfigError(f"{source}: unknown setting {name!r}: known settings are {', '.join(_SPECS)}")
+    spec = _SPECS[name]
+    shown = "the value" if spec.secret else repr(value)
+    if not isinstance(value, str | int):
+        raise ConfigError(f"{source}: {name} is {shown}: expected text or a whole number")
+    try:
+        checked = spec.check(value)
+    except OpenAutoGLMError as error:
+        raise ConfigError(f"{source}: {name} is {shown}: {error}") from error
+    return Setting(name=name, value=checked, source=source, secret=spec.secret)
+
+
+def _read_file(file: Path) -> Mapping[str, object]:
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_FILE_BYTES} bytes: that is no settings file")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error

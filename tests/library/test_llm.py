@@ -1,0 +1,130 @@
+"""The library, with the embedded model: what a Python caller sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import openautoglm
+from openautoglm import LLM, SamplingParams
+from openautoglm.errors import ConfigError, ContextOverflowError, DoesNotFitError, EngineError, InvalidRequestError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+PROMPTS = ["def main():", "import os\n", "class Shape:\n    def area(self"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM("demo", quant="int8", context=512, concurrency=4) as loaded:
+        yield loaded
+
+
+def test_generate_keeps_the_order_of_prompts(llm: LLM):
+    together = llm.generate(PROMPTS, GREEDY)
+    alone = [llm.generate(prompt, GREEDY)[0] for prompt in PROMPTS]
+    assert [done.choices[0].tokens for done in together] == [done.choices[0].tokens for done in alone]
+    assert len({done.text for done in together}) == len(PROMPTS)
+
+
+def test_text_is_the_decoded_tokens(llm: LLM):
+    choice = llm.generate(PROMPTS[0], GREEDY)[0].choices[0]
+    assert choice.text == llm.tokenizer.decode(list(choice.tokens))
+    assert choice.finish_reason in {"stop", "length"}
+
+
+def test_stream_equals_generate(llm: LLM):
+    assert "".join(llm.stream(PROMPTS[0], GREEDY)) == llm.generate(PROMPTS[0], GREEDY)[0].text
+
+
+def test_chat_uses_the_template(llm: LLM):
+    tokens = llm.render_chat([{"role": "user", "content": "Hello"}])
+    text = llm.tokenizer.decode(list(tokens), skip_special_tokens=False)
+    assert text == "[gMASK]<sop><|user|>\nHello<|assistant|>\n"
+    assert llm.chat([{"role": "user", "content": "What does os.getcwd do?"}], GREEDY).text.strip()
+
+
+def test_seeded_choices_differ_and_repeat(llm: LLM):
+    sampling = SamplingParams(temperature=1.0, max_tokens=16, n=3, seed=11)
+    first, again = (llm.generate(PROMPTS[0], sampling)[0] for _ in range(2))
+    assert [choice.tokens for choice in first.choices] == [choice.tokens for choice in again.choices]
+    assert len({choice.tokens for choice in first.choices}) == 3
+
+
+def test_logprobs_are_ordered_and_belong_to_the_tokens(llm: LLM):
+    sampling = SamplingParams(temperature=0.0, max_tokens=8, logprobs=3)
+    choice = llm.generate(PROMPTS[0], sampling)[0].choices[0]
+    assert len(choice.logprobs) == len(choice.tokens)
+    for token, entry in zip(choice.tokens, choice.logprobs, strict=True):
+        assert entry.token == token == entry.top[0][0]
+        assert entry.logprob == entry.top[0][1] <= 0.0
+        assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
+
+
+def test_the_second_call_reuses_the_prefix(llm: LLM):
+    prompt = list(range(100, 180))
+    first = llm.generate([prompt], GREEDY)[0]
+    second = llm.generate([prompt], GREEDY)[0]
+    assert second.cached_tokens == 64  # four whole blocks; the last token is always computed
+    assert second.choices[0].tokens == first.choices[0].tokens
+
+
+def test_threads_share_the_engine(llm: LLM):
+    expected = {prompt: llm.generate(prompt, GREEDY)[0].text for prompt in PROMPTS}
+    results: dict[str, str] = {}
+    threads = [
+        threading.Thread(target=lambda prompt=prompt: results.update({prompt: "".join(llm.stream(prompt, GREEDY))}))
+        for prompt in PROMPTS
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert results == expected
+
+
+def test_leaving_a_stream_early_frees_its_blocks(llm: LLM):
+    stream = llm.stream(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True))
+    next(stream)
+    stream.close()
+    llm.generate(PROMPTS[1], GREEDY)
+    status = llm.engine_status()
+    assert status.num_running == 0
+    assert status.num_free_blocks == status.num_blocks
+
+
+def test_errors_name_what_is_wrong(llm: LLM):
+    with pytest.raises(ContextOverflowError, match="512"):
+        llm.generate([[5] * 600], GREEDY)
+    with pytest.raises(InvalidRequestError, match="temperature"):
+        SamplingParams(temperature=float("nan"))
+    with pytest.raises(InvalidRequestError, match="one choice"):
+        list(llm.stream("x", SamplingParams(n=2)))
+    with pytest.raises(InvalidRequestError, match="empty"):
+        llm.generate([[]], GREEDY)
+    with pytest.raises(ConfigError, match="quantum"):
+        LLM("demo", quantum="int8")
+    with pytest.raises(ConfigError, match="int9"):
+        LLM("demo", quant="int9")
+    assert llm.generate(PROMPTS[0], GREEDY)[0].text
+
+
+def test_a_closed_model_says_so():
+    loaded = LLM("demo", quant="int8", context=128, concurrency=1)
+    loaded.close()
+    loaded.close()
+    with pytest.raises(EngineError, match="closed"):
+        loaded.generate("x", GREEDY)
+
+
+def test_plan_is_what_the_model_was_loaded_with(llm: LLM):
+    plan = openautoglm.plan("demo", quant="int8", context=512, concurrency=4)
+    assert plan.breakdown == llm.plan.breakdown
+    with pytest.raises(DoesNotFitError, match="--context"):
+        openautoglm.plan("demo", memory="300MiB", context=2048, concurrency=4096)
+
+
+def test_the_receipt_accounts_for_memory(llm: LLM):
+    for word in ("planned", "measured", "unaccounted"):
+        assert word in llm.receipt

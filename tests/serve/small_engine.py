@@ -1,0 +1,181 @@
+"""A small deterministic engine behind the real `EngineClient` interface: real events, no tensors.
+
+It answers with the prompt's own text, behind the number of the choice, token by token, then ends the sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from openautoglm.engine.client import (
+    EngineDescription,
+    EngineStatus,
+    GenerationEvent,
+    GenerationRequest,
+    TokenLogprob,
+)
+from openautoglm.errors import ContextOverflowError, EngineError, OverloadedError
+from openautoglm.text.detokenize import Detokenizer
+from openautoglm.text.stop import StopMatcher
+from openautoglm.text.tokenizer import Tokenizer
+
+CACHED_TOKENS = 3
+
+
+@dataclass
+class SmallEngine:
+    """Set the public fields to make it slow, full, broken or deaf."""
+
+    tokenizer: Tokenizer
+    context_tokens: int = 512
+    seconds_per_token: float = 0.0
+    seconds_before_first: float = 0.0
+    fail_after_tokens: int | None = None
+    refuse: Exception | None = None
+    gone: bool = False
+    deaf: bool = False
+    requests: list[GenerationRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    heartbeat: int = 0
+    hung: bool = False
+    generated_tokens: int = 0
+
+    @property
+    def eos(self) -> int:
+        token = self.tokenizer.token_id("<|endoftext|>")
+        assert token is not None
+        return token
+
+    async def describe(self) -> EngineDescription:
+        return EngineDescription(
+            model="small",
+            fingerprint="fp_small",
+            context_tokens=self.context_tokens,
+            vocab_size=self.tokenizer.vocab_size,
+            max_queued_requests=8,
+            plan_table="",
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        if self.gone:
+            raise EngineError("the engine is gone")
+        if self.refuse is not None:
+            raise self.refuse
+        room = self.context_tokens - len(request.prompt_tokens)
+        if (request.sampling.max_tokens or 1) > room:
+            raise ContextOverflowError(f"max_tokens is above the {room} tokens left", param="max_tokens")
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        finished = False
+        try:
+            await asyncio.sleep(self.seconds_before_first)
+            choices = [_Choice(self, request, index) for index in range(request.sampling.n)]
+            while any(choice.last is None for choice in choices):
+                for choice in choices:
+                    if choice.last is None:
+                        await asyncio.sleep(self.seconds_per_token)
+                        yield choice.step()
+            finished = True
+        finally:
+            self.running.discard(request.request_id)
+            if not finished:
+                self.aborted.append(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    async def status(self) -> EngineStatus:
+        if self.gone:
+            raise EngineError("the engine is gone")
+        if self.deaf:
+            await asyncio.sleep(3600)
+        if not self.hung:
+            self.heartbeat += 1
+        return EngineStatus(
+            ready=True,
+            heartbeat=self.heartbeat,
+            num_running=len(self.running),
+            num_waiting=1,
+            num_blocks=100,
+            num_free_blocks=70,
+            num_cached_blocks=20,
+            prefix_query_tokens=50,
+            prefix_hit_tokens=30,
+            prompt_tokens=sum(len(request.prompt_tokens) for request in self.requests),
+            generated_tokens=self.generated_tokens,
+            num_preemptions=2,
+            num_steps=7,
+            step_seconds=0.5,
+            resident_bytes=123456,
+        )
+
+    async def close(self) -> None:
+        self.gone = True
+
+
+class _Choice:
+    """One choice in the making."""
+
+    def __init__(self, engine: SmallEngine, request: GenerationRequest, index: int) -> None:
+        self._engine, self._request, self._index = engine, request, index
+        tokenizer = engine.tokenizer
+        text = f"{index}:" + tokenizer.decode(request.prompt_tokens)
+        self._script = [*tokenizer.encode(text), engine.eos]
+        self._detokenizer = Detokenizer(tokenizer, request.sampling.skip_special_tokens)
+        self._matcher = StopMatcher(request.sampling.stop)
+        self._num_tokens = 0
+        self.last: GenerationEvent | None = None
+
+    def step(self) -> GenerationEvent:
+        engine, sampling = self._engine, self._request.sampling
+        if engine.fail_after_tokens is not None and self._num_tokens >= engine.fail_after_tokens:
+            return self._end(GenerationEvent(**self._common(), finish_reason="error", error="out of memory: pool"))
+        token = self._script[self._num_tokens]
+        self._num_tokens += 1
+        engine.generated_tokens += 1
+        ended = token == engine.eos and not sampling.ignore_eos
+        result = self._matcher.push("" if ended else self._detokenizer.push(token))
+        text, reason, stop = result.text, None, result.matched
+        if result.matched is not None or ended:
+            reason = "stop"
+        elif sampling.max_tokens is not None and self._num_tokens >= sampling.max_tokens:
+            reason = "length"
+        if reason is not None and result.matched is None:
+            text += self._matcher.push(self._detokenizer.flush()).text + self._matcher.flush()
+        logprobs = ()
+        if sampling.logprobs is not None:
+            top = tuple(((token + k) % 256, -0.5 - k) for k in range(sampling.logprobs))
+            logprobs = (TokenLogprob(token=token, logprob=-0.5, top=top),)
+        event = GenerationEvent(
+            **self._common(),
+            text=text,
+            tokens=(token,),
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_reason=stop,
+        )
+        return event if reason is None else self._end(event)
+
+    def _common(self) -> dict[str, object]:
+        return {
+            "request_id": self._request.request_id,
+            "choice": self._index,
+            "prompt_tokens": len(self._request.prompt_tokens),
+            "cached_tokens": min(CACHED_TOKENS, len(self._request.prompt_tokens)),
+            "completion_tokens": self._num_tokens,
+        }
+
+    def _end(self, event: GenerationEvent) -> GenerationEvent:
+        self.last = event
+        return event
+
+
+def overloaded() -> OverloadedError:
+    """What a full engine raises."""
+    return OverloadedError("the queue is full", retry_after_seconds=2.5)
+
+
+__all__ = ["CACHED_TOKENS", "SmallEngine", "overloaded"]
