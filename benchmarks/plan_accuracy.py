@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -193,9 +192,11 @@ def main() -> None:
                 row["missed"] = judge(row)
                 rows.append(row)
                 print(name, quant, row["missed"] or "met", file=sys.stderr)
+    from openautoglm.probe.cpu import probe_cpu
+
     report: dict[str, object] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": probe_cpu().name,
         "context_tokens": CONTEXT_TOKENS,
         "concurrency": CONCURRENCY,
         "rows": rows,

@@ -1,6 +1,9 @@
 """Precedence of settings, their sources, and refusal of what is unknown."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -116,3 +119,22 @@ def test_config_show(places, monkeypatch):
     answer = json.loads(CliRunner().invoke(config_command, ["show", "--json"], catch_exceptions=False).output)
     assert answer["settings"]["quant"] == {"value": "int8", "source": str(user)}
     assert answer["settings"]["api_key"] == {"value": "(hidden)", "source": "OPENAUTOGLM_API_KEY"}
+
+
+def test_commands_take_their_defaults_from_settings(tmp_path):
+    (tmp_path / "openautoglm.toml").write_text('quant = "int4"\ncontext = 512\n')
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENAUTOGLM_")}
+
+    def planned(*flags, **variables):
+        command = [sys.executable, "-m", "openautoglm", "plan", "demo", "--json", *flags]
+        environment = {**clean, "XDG_CONFIG_HOME": str(tmp_path / "none"), **variables}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    _, text, _ = planned()
+    assert (json.loads(text)["formats"]["layers"], json.loads(text)["context_tokens"]) == ("int4-g64", 512)
+    _, text, _ = planned("--context", "256", OPENAUTOGLM_QUANT="nf4")
+    assert (json.loads(text)["formats"]["layers"], json.loads(text)["context_tokens"]) == ("nf4-g64", 256)
+    code, _, errors = planned(OPENAUTOGLM_QUANTS="nf4")
+    assert code == 2
+    assert "OPENAUTOGLM_QUANTS" in errors

@@ -20,7 +20,7 @@ from typing import TypedDict, TypeGuard, Unpack, cast
 
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
-from openautoglm.errors import ConfigError, EngineError, InvalidRequestError
+from openautoglm.errors import ConfigError, EngineError, InvalidRequestError, OverloadedError
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.formats import ActivationScale, NumberFormat
@@ -158,14 +158,15 @@ class LLM:
         batch = [prompts] if _is_prompt(prompts) else cast("Sequence[Prompt]", prompts)
         requests = [self._request(self._tokens(prompt), sampling) for prompt in batch]
         submitted: list[str] = []
+        completions: list[Completion] = []
         try:
-            for request in requests:
-                self._submit(request)
-                submitted.append(request.request_id)
-            return [_collect(self._follow(request)) for request in requests]
+            while len(completions) < len(requests):
+                self._submit_some(requests, submitted, len(completions))
+                completions.append(_collect(self._follow(requests[len(completions)])))
         finally:
             for request_id in submitted:
                 self._forget(request_id)
+        return completions
 
     def chat(
         self, messages: Sequence[Message], sampling: SamplingParams | None = None, **template_variables: object
@@ -249,6 +250,17 @@ class LLM:
             except BaseException:
                 del self._events[request.request_id]
                 raise
+
+    def _submit_some(self, requests: Sequence[GenerationRequest], submitted: list[str], num_done: int) -> None:
+        """Submit what the engine's queue has room for; raise `OverloadedError` only if nothing of ours runs."""
+        for request in requests[len(submitted) :]:
+            try:
+                self._submit(request)
+            except OverloadedError:
+                if len(submitted) == num_done:
+                    raise
+                return
+            submitted.append(request.request_id)
 
     def _follow(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
         """Yield a request's events until all choices have finished, stepping the engine when none is waiting."""

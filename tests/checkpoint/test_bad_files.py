@@ -184,6 +184,7 @@ CASES = (
     index("path traversal", {"weight_map": {"a": "../../x.safetensors"}}, "plain name", "../../x"),
     index("absolute path", {"weight_map": {"a": "/etc/x.safetensors"}}, "plain name"),
     index("path in a folder", {"weight_map": {"a": "x/y.safetensors"}}, "plain name"),
+    index("path after a name", {"weight_map": {"a": "x.safetensors/../../y"}}, "plain name"),
     index("backslashes", {"weight_map": {"a": "..\\x.safetensors"}}, "plain name"),
     index("no safetensors file", {"weight_map": {"a": "pytorch_model.bin"}}, "plain name"),
     index("NUL in a name", {"weight_map": {"a": "x\0.safetensors"}}, "plain name"),

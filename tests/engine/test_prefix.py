@@ -96,3 +96,16 @@ def test_blocks_become_findable_as_they_are_filled() -> None:
     sequence.num_computed = 12
     cache.register(sequence)
     assert cache.match(make_sequence(list(range(20)))) == [0, 1, 2], "generated tokens are found too"
+
+
+def test_blocks_computed_again_after_a_preemption_are_found_again() -> None:
+    pool = BlockPool(8, 4)
+    cache = PrefixCache(pool)
+    sequence = computed(pool, cache, list(range(9)))
+    pool.release(sequence.detach())
+    pool.drop_cached()
+    assert cache.match(make_sequence(list(range(9)))) == []
+    sequence.attach(pool.allocate(3) or [])
+    sequence.num_computed = 9
+    cache.register(sequence)
+    assert cache.match(make_sequence(list(range(9)))) == sequence.blocks[:2]

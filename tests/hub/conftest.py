@@ -58,7 +58,7 @@ class Client:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         return kept | {
             "PYTHONPATH": str(SOURCE), "HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         } | self.environment | extra  # fmt: skip
 
     def start(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
@@ -73,7 +73,7 @@ class Client:
 
     def run(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **extra)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=120)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def cli(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:

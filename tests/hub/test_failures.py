@@ -1,4 +1,4 @@
-"""Every way in which the hub, the network or the disk can fail: a `HubError` (or a format error) that says what to do."""
+"""Every way in which the hub, the network or the disk can fail: a typed error that says what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def _changed(**changes: StubFile | None) -> StubRepository:
     return StubRepository({name: file for name, file in files.items() if name not in gone})
 
 
-STRANGE_HASH = {"rfilename": "model.safetensors", "size": 1, "blobId": "1", "lfs": {"sha256": "../evil", "size": 1, "pointerSize": 1}}  # fmt: skip
+STRANGE_HASH = {
+    "rfilename": "model.safetensors",
+    "size": 1,
+    "blobId": "1",
+    "lfs": {"sha256": "../evil", "size": 1, "pointerSize": 1},
+}
 HUGE = StubFile(b"", large=True, stated_size=1 << 60)
 TRAVERSING = StubFile(json.dumps({"weight_map": {"a": "../../../../etc/passwd"}}).encode())
 HUGE_SIZE = {"rfilename": "config.json", "size": -5, "blobId": "1"}
@@ -100,7 +105,7 @@ def test_the_good_model_is_pulled_after_all_the_bad_ones(messages: dict[str, tup
 
 
 ENVIRONMENTS = {
-    "offline": ({"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE", "local cache")),
+    "offline": ({"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE", "not complete in the local cache")),
     "refused": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, ("cannot reach http://127.0.0.1:9", "HF_ENDPOINT")),
     "read-only cache": ({"HF_HOME": "/proc/self"}, ("cannot write", "HF_HOME")),
 }

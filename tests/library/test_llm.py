@@ -28,6 +28,13 @@ def test_generate_keeps_the_order_of_prompts(llm: LLM):
     assert len({done.text for done in together}) == len(PROMPTS)
 
 
+def test_more_prompts_than_the_queue_holds(llm: LLM):
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    done = llm.generate([[token] for token in range(20, 420)], sampling)
+    assert len(done) == 400
+    assert done[7].choices[0].tokens == llm.generate([[27]], sampling)[0].choices[0].tokens
+
+
 def test_text_is_the_decoded_tokens(llm: LLM):
     choice = llm.generate(PROMPTS[0], GREEDY)[0].choices[0]
     assert choice.text == llm.tokenizer.decode(list(choice.tokens))
@@ -91,7 +98,7 @@ def test_leaving_a_stream_early_frees_its_blocks(llm: LLM):
     llm.generate(PROMPTS[1], GREEDY)
     status = llm.engine_status()
     assert status.num_running == 0
-    assert status.num_free_blocks == status.num_blocks
+    assert status.num_free_blocks + status.num_cached_blocks == status.num_blocks
 
 
 def test_errors_name_what_is_wrong(llm: LLM):

@@ -32,6 +32,8 @@ from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown, Plan
 from openautoglm.spec.weights import WeightMap
 from openautoglm.units import MIB
 
+torch.set_num_threads(1)  # tiny products: more threads only wait for each other
+
 CONTEXT_TOKENS = 256
 NUM_BLOCKS = 2 * CONTEXT_TOKENS // BLOCK_TOKENS
 MAX_ROWS = 4

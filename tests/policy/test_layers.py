@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "openautoglm"
 LAYERS = (
-    {"errors", "units", "log", "progress"},
+    {"errors"},
+    {"units", "log", "progress"},
     {"spec"},
     {"probe", "memory", "checkpoint", "demo", "settings"},
     {"families", "planner"},
@@ -17,7 +18,8 @@ LAYERS = (
     {"executor"},
     {"engine"},
     {"serve", "bench", "quality", "llm"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `openautoglm/__init__.py` re-exports lazily, and `checkpoint` resolves the reference "demo".

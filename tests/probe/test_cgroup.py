@@ -1,5 +1,6 @@
 """Limits of control groups, read from fixture trees of both versions as the kernel lays them out."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,20 @@ def test_reclaimable_pages_never_count_beyond_what_is_used(tree):
     tree.write("sys/fs/cgroup/a/memory.max", f"{GIB}\n")
     tree.write("sys/fs/cgroup/a/memory.current", f"{MIB}\n")
     tree.write("sys/fs/cgroup/a/memory.stat", f"inactive_file {5 * GIB}\n")
+    assert probe_memory(tree.root).available_bytes == GIB
+
+
+def test_what_this_process_holds_counts_as_available_to_it(tree):
+    tree.v2("/a")
+    tree.write("sys/fs/cgroup/a/memory.max", f"{GIB}\n")
+    tree.write("sys/fs/cgroup/a/memory.current", f"{500 * MIB}\n")
+    tree.write(f"proc/{os.getpid()}/stat", f"{os.getpid()} (python) S 1 1 1 0\n")
+    rollup = "Rss: 204800 kB\nPss: 80000 kB\nPss_Anon: {anonymous} kB\nPss_File: 51200 kB\nPss_Shmem: 1024 kB\n"
+    tree.write(f"proc/{os.getpid()}/smaps_rollup", rollup.format(anonymous=29 * 1024))
+    assert probe_memory(tree.root).available_bytes == GIB - 470 * MIB
+    tree.write(f"proc/{os.getpid()}/smaps_rollup", rollup.format(anonymous=300 * 1024))
+    assert probe_memory(tree.root).available_bytes == GIB - 436 * MIB  # a host program's data stays taken
+    tree.write("sys/fs/cgroup/a/memory.current", f"{20 * MIB}\n")
     assert probe_memory(tree.root).available_bytes == GIB
 
 

@@ -59,7 +59,7 @@ def test_group_scales_survive_outlier_channels(outlier_checkpoint: Path):
     with LLM(str(outlier_checkpoint), quant="f32", context=512, concurrency=1) as reference:
         per_group = divergence(reference, outlier_checkpoint, "group")
         per_token = divergence(reference, outlier_checkpoint, "token")
-    assert per_group < 0.02
+    assert per_group < 0.05
     assert per_token > 3 * per_group
 
 

@@ -88,7 +88,12 @@ def test_a_failure_in_the_middle_is_an_error_event_and_no_done(server: Live, mon
     data = events_of(response.text)
     assert "[DONE]" not in data
     error = json.loads(data[-1])["error"]
-    assert error == {"message": "out of memory: pool", "type": "server_error", "param": None, "code": "engine_error"}
+    assert error == {
+        "message": "out of memory: pool",
+        "type": "server_error",
+        "param": None,
+        "code": "generation_failed",
+    }
     with pytest.raises(openai.APIError, match="out of memory: pool"):
         list(
             server.client().chat.completions.create(
@@ -111,9 +116,12 @@ def test_what_the_engine_refuses_has_its_status(server: Live, monkeypatch: pytes
         server.client().chat.completions.create(
             model="small", messages=[{"role": "user", "content": "x"}], stream=stream
         )
-    monkeypatch.setattr(server.engine, "refuse", EngineError("the engine is starting"))
+    monkeypatch.setattr(server.engine, "refuse", EngineError("no answer at /tmp/secret/engine.sock"))
     response = server.chat(stream=stream)
-    assert (response.status_code, response.json()["error"]["type"]) == (503, "server_error")
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"]) == (503, "server_error", "engine_unavailable")
+    assert response.headers["retry-after"]
+    assert "/tmp" not in error["message"]
 
 
 def test_a_slow_reader_holds_little_and_slows_nobody(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:

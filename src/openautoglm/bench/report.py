@@ -51,6 +51,8 @@ def report_table(report: BenchReport) -> str:
     ]
     widths = [max(len(row[index]) for row in rows) for index in range(5)]
     lines += ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5))]) for row in rows]
+    if any(one.roofline_share(roofline) > 1 for one in report.measurements):
+        lines += ["", "shares above 100 %: this model is small enough to be read from the processor's caches"]
     memory = report.memory
     return "\n".join(
         [

@@ -48,7 +48,7 @@ def explain(error: Exception, name: str) -> str:
     match error:
         case OfflineModeIsEnabled():
             return (
-                f"not in the local cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE forbids downloading; "
+                f"not complete in the local cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE forbids downloading; "
                 "unset it, or give a local directory"
             )
         case GatedRepoError():

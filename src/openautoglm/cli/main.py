@@ -57,13 +57,17 @@ class LazyGroup(click.Group):
     default="warning",
     help="Least severe log records to show on stderr.",
 )
-def cli(log_level: str) -> None:
+@click.pass_context
+def cli(context: click.Context, log_level: str) -> None:
     """Fit an open-weight language model into the memory you have, make it fast there, and keep it up.
 
     MODEL is a checkpoint directory, a Hugging Face id (org/name[:quant][@revision]), or "demo" for the embedded
     model. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory, 130 interrupted.
     """
+    from openautoglm.settings import command_defaults, resolve_settings
+
     configure_logging(log_level)
+    context.default_map = command_defaults(resolve_settings(), tuple(_COMMANDS))
 
 
 def main() -> None:

@@ -105,6 +105,7 @@ def open_engine(
     defaults = read_generation_defaults(directory, prepared.config)
     _check_eos(defaults.eos_token_ids, spec)
     tokenizer = Tokenizer.from_directory(directory)
+    tokenizer.check_vocabulary(spec.vocab_size)
     runtime_bytes = measure_process_memory().pss_bytes
     with Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

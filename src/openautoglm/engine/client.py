@@ -14,7 +14,11 @@ from openautoglm.spec.sampling import SamplingParams
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request: a tokenised prompt and how to continue it. `namespace` separates prefix caches of tenants."""
+    """One request: a tokenised prompt and how to continue it.
+
+    A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix
+    caches of tenants.
+    """
 
     request_id: str
     prompt_tokens: tuple[int, ...]
@@ -35,8 +39,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """News of one choice: text that is final (stop strings held back), its tokens, and how it ended.
 
     `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`).
-    `stop_reason` is the stop string or token id that matched. Token counts are cumulative for the choice;
-    `prompt_tokens` and `cached_tokens` belong to the request.
+    `stop_reason` is the stop string or token id that matched, None for the model's own end (EOS). Token counts are
+    cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request.
     """
 
     request_id: str
@@ -64,7 +68,11 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters and gauges for `/metrics` and `/health`; counters only grow."""
+    """Counters and gauges for `/metrics` and `/health`; counters only grow.
+
+    `num_running` and `num_waiting` count choices. `num_free_blocks` hold nothing, `num_cached_blocks` an idle prefix;
+    both can be allocated, the rest is in use. Prefix tokens are counted once a request, `prompt_tokens` on admission.
+    """
 
     ready: bool
     heartbeat: int

@@ -66,11 +66,13 @@ def _dimensions(reader: ConfigReader) -> Dimensions:
     if reader.integer("num_hidden_layers", num_layers, high=MAX_LAYERS) != num_layers:
         reader.fail("num_hidden_layers", f"equal to num_layers ({num_layers})")
     epsilon = reader.number("layernorm_epsilon", _DEFAULT_EPSILON, low=1e-30, high=1.0)
+    max_positions = reader.integer("seq_length", high=MAX_POSITIONS)
     return Dimensions(
         hidden_size=reader.integer("hidden_size"),
         num_layers=num_layers,
         vocab_size=reader.integer("padded_vocab_size"),
-        max_positions=reader.integer("seq_length", high=MAX_POSITIONS),
+        max_positions=max_positions,
+        stretched_positions=max_positions,
         norm=NormSpec(epsilon=epsilon),
         tied=False,
     )

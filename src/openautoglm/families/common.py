@@ -14,6 +14,7 @@ from openautoglm.families.config_reader import (
     require_multiple,
 )
 from openautoglm.families.features import with_features
+from openautoglm.families.rope import stretched_positions
 from openautoglm.spec.arch import (
     Activation,
     ArchSpec,
@@ -42,12 +43,16 @@ MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """The sizes that every decoder has; `norm` is that of its layers."""
+    """The sizes that every decoder has; `norm` is that of its layers.
+
+    `max_positions` is what the file says, `stretched_positions` what its rotary scaling makes of that.
+    """
 
     hidden_size: int
     num_layers: int
     vocab_size: int
     max_positions: int
+    stretched_positions: int
     norm: NormSpec
     tied: bool
 
@@ -76,11 +81,13 @@ def read_dimensions(
     """
     for name in MTP_KEYS:
         reader.integer(name, 0, low=0, high=MAX_LAYERS)
+    max_positions = reader.integer("max_position_embeddings", high=MAX_POSITIONS)
     return Dimensions(
         hidden_size=reader.integer("hidden_size"),
         num_layers=reader.integer("num_hidden_layers", high=MAX_LAYERS),
         vocab_size=reader.integer("vocab_size"),
-        max_positions=reader.integer("max_position_embeddings", high=MAX_POSITIONS),
+        max_positions=max_positions,
+        stretched_positions=stretched_positions(reader, max_positions),
         norm=NormSpec(
             kind=kind, epsilon=reader.number(epsilon_key, epsilon, low=1e-30, high=1.0), weight_offset=weight_offset
         ),
@@ -175,7 +182,7 @@ def decoder(family: str, model_type: str, dimensions: Dimensions, layers: Sequen
             layers=tuple(layers),
             hidden_size=dimensions.hidden_size,
             vocab_size=dimensions.vocab_size,
-            max_positions=dimensions.max_positions,
+            max_positions=dimensions.stretched_positions,
             tied_embeddings=dimensions.tied,
             final_norm=dimensions.norm,
         )

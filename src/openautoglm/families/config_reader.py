@@ -46,6 +46,10 @@ class ConfigReader:
         self._known.add(name)
         return self._values.get(name) is not None
 
+    def peek(self, name: str) -> object:
+        """Return the unchecked value of a key, None where it is absent; the key does not count as understood."""
+        return self._values.get(name)
+
     def is_null(self, name: str) -> bool:
         """Whether the key is there and null."""
         return name in self._values and self._values[name] is None

@@ -39,7 +39,10 @@ def describe_phi3(reader: ConfigReader) -> ArchSpec:
     """Describe phi3: llama with fused projections, optionally LongRoPE (once called su) and a sliding window."""
     dimensions = read_dimensions(reader, epsilon=1e-5)
     heads = read_heads(reader, dimensions.hidden_size)
-    reader.neutral("attention_bias", False)
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        reader.neutral(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):
+        reader.neutral(name, 1)
     context = RotaryContext(
         head_dim=heads.head_dim,
         max_positions=dimensions.max_positions,

@@ -37,6 +37,7 @@ from openautoglm.units import MIB
 
 CONFIG_NAME = "config.json"
 _CONFIG_LIMITS = JsonLimits(max_bytes=4 * MIB, max_depth=16, max_structure=200_000)
+_QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _MAX_SHOWN = 60
 
 
@@ -135,13 +136,14 @@ def _family(config: Mapping[str, object]) -> tuple[str, _Family]:
 
 
 def _refuse_quantised(config: Mapping[str, object]) -> None:
-    settings = config.get("quantization_config", config.get("compression_config"))
-    if settings is None:
+    found = [(key, config[key]) for key in _QUANTISATION_KEYS if config.get(key) is not None]
+    if not found:
         return
+    key, settings = found[0]
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     name = method[:_MAX_SHOWN] if isinstance(method, str) else "unknown method"
     raise UnsupportedModelError(
-        f"config key 'quantization_config': the checkpoint is quantised already ({name}); "
+        f"config key {key!r}: the checkpoint is quantised already ({name}); "
         "use its bf16, fp16 or fp32 form and choose a format with --quant",
         features=(f"quantised checkpoint ({name})",),
     )

@@ -72,6 +72,23 @@ def rope_section(reader: ConfigReader) -> ConfigReader:
     return parameters if parameters is not None else ConfigReader({}, path="rope_parameters.")
 
 
+def stretched_positions(reader: ConfigReader, max_positions: int) -> int:
+    """Return the positions that a model is meant for: YaRN reaches `factor` times the original ones.
+
+    Files that switch YaRN on by hand, as Qwen's cards tell, keep the old `max_position_embeddings`.
+    """
+    section = rope_section(reader)
+    if (section.peek("rope_type") or section.peek("type")) != "yarn":
+        return max_positions
+    factor = section.optional_number("factor", low=_MIN_FACTOR, high=_MAX_FACTOR)
+    if factor is None:
+        return max_positions
+    original = reader.optional_integer("original_max_position_embeddings", low=2, high=MAX_POSITIONS)
+    if original is None:
+        original = section.integer("original_max_position_embeddings", max_positions, low=2, high=MAX_POSITIONS)
+    return max(max_positions, min(int(original * factor), MAX_POSITIONS))
+
+
 def rotary_from(
     section: ConfigReader, context: RotaryContext, *, theta: float, partial: float | None, original: int | None
 ) -> RotarySpec:

@@ -15,8 +15,8 @@ from openautoglm.spec.weights import VectorRole
 class TensorNames:
     """Names of one family; a bias has its matrix's name with `.bias` for `.weight`.
 
-    `qkv` and `gate_up` are bases without suffix. `norms` maps roles of layer norms to names; the qk-norms are used only
-    where the description has them. `ignored` are endings of tensors that change nothing.
+    `qkv` and `gate_up` are bases without suffix. `norms` maps roles of layer norms to names, at least those that the
+    family's descriptions have. `ignored` are endings of tensors that change nothing.
     """
 
     embedding: str

@@ -18,7 +18,7 @@ _MAX_IMAGE_SIDE = 65_536
 
 def describe_glm4v(reader: ConfigReader) -> ArchSpec:
     """Describe glm4v: the text part is glm4 with M-RoPE and biases that no key switches off."""
-    text = reader.required_section("text_config")
+    text = _text_section(reader)
     dimensions = _text_dimensions(reader, text)
     heads = read_heads(text, dimensions.hidden_size, num_kv_heads=_GLM4V_KV_HEADS)
     context = RotaryContext(
@@ -32,11 +32,17 @@ def describe_glm4v(reader: ConfigReader) -> ArchSpec:
 
 def describe_glm4v_moe(reader: ConfigReader) -> ArchSpec:
     """Describe glm4v_moe: the text part is glm4_moe with M-RoPE."""
-    text = reader.required_section("text_config")
+    text = _text_section(reader)
     dimensions = _text_dimensions(reader, text)
     text.neutral("use_qk_norm", False)
     layers = glm4_moe_layers(text, dimensions, qk_norm=False, bias=True, mrope=True)
     return _with_tower(reader, text, "glm4v_moe", dimensions, layers)
+
+
+def _text_section(reader: ConfigReader) -> ConfigReader:
+    """Return the text part; early files keep its keys at the top level."""
+    flat = reader.has("hidden_size") and not reader.has("text_config")
+    return reader if flat else reader.required_section("text_config")
 
 
 def _text_dimensions(reader: ConfigReader, text: ConfigReader) -> Dimensions:

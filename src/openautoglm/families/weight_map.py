@@ -16,7 +16,7 @@ from openautoglm.errors import (
     UnsupportedModelError,
 )
 from openautoglm.families.tensor_names import TensorNames
-from openautoglm.spec.arch import ArchSpec, AttentionSpec, DenseMlpSpec, LayerSpec
+from openautoglm.spec.arch import ArchSpec, AttentionSpec, DenseMlpSpec, LayerSpec, NormPlacement
 from openautoglm.spec.weights import (
     MatrixBinding,
     MatrixRole,
@@ -28,6 +28,16 @@ from openautoglm.spec.weights import (
 )
 
 _MAX_NAMED = 5
+_PLACED_NORMS = {
+    NormPlacement.PRE: (VectorRole.INPUT_NORM, VectorRole.PRE_MLP_NORM),
+    NormPlacement.SANDWICH: (
+        VectorRole.INPUT_NORM,
+        VectorRole.POST_MIXER_NORM,
+        VectorRole.PRE_MLP_NORM,
+        VectorRole.POST_MLP_NORM,
+    ),
+    NormPlacement.PARALLEL: (VectorRole.INPUT_NORM,),
+}
 
 
 def build_weight_map(
@@ -112,14 +122,12 @@ class _Builder:
             self._vector(VectorRole.DOWN_BIAS, layer, (self._part(f"{down}.bias", (hidden,)),))
 
     def add_norms(self, index: int, layer: LayerSpec, attention: AttentionSpec) -> None:
-        """Bind the norms around the blocks, and those of queries and keys where the description has them."""
-        for role, name in self._names.norms.items():
-            on_heads = role in (VectorRole.QUERY_NORM, VectorRole.KEY_NORM)
-            if on_heads and attention.qk_norm is None:
-                continue
-            shape = (attention.head_dim if on_heads else self._spec.hidden_size,)
-            permutation = _permutation(attention) if on_heads else None
-            self._vector(role, index, (self._part(self._layer_name(index, name), shape, permutation=permutation),))
+        """Bind the norms around the blocks, and those of queries and keys, that the description has."""
+        for role in _PLACED_NORMS[layer.placement]:
+            self._norm(role, index, self._spec.hidden_size, None)
+        if attention.qk_norm is not None:
+            for role in (VectorRole.QUERY_NORM, VectorRole.KEY_NORM):
+                self._norm(role, index, attention.head_dim, _permutation(attention))
 
     def finish(self, num_extra_layers: int) -> WeightMap:
         """Return the map; raise `UnexpectedTensorError` if a tensor is neither bound nor known to be idle."""
@@ -143,6 +151,13 @@ class _Builder:
         match = re.fullmatch(f"{re.escape(before)}([0-9]{{1,6}}){re.escape(after)}.+", name)
         end = self._spec.num_layers + num_extra_layers
         return match is not None and self._spec.num_layers <= int(match.group(1)) < end
+
+    def _norm(self, role: VectorRole, layer: int, size: int, permutation: RotaryPermutation | None) -> None:
+        name = self._names.norms.get(role)
+        if name is None:
+            raise MissingTensorError(f"{self._spec.model_type} layers have no tensor in the role of {role}")
+        part = self._part(self._layer_name(layer, name), (size,), permutation=permutation)
+        self._vector(role, layer, (part,))
 
     def _layer_name(self, layer: int, name: str) -> str:
         return self._names.layer.format(layer=layer) + name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from openautoglm.planner.limits import MAX_COUNTED_CONCURRENCY
 from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown, Plan
 from openautoglm.units import format_bytes
 
@@ -174,8 +175,6 @@ def _billions(count: int) -> str:
 
 
 def _at_most(count: int) -> str:
-    from openautoglm.planner.limits import MAX_COUNTED_CONCURRENCY
-
     return f"{count:,} sequences" + (" or more" if count == MAX_COUNTED_CONCURRENCY else "")
 
 

@@ -116,4 +116,6 @@ async def stream_answer(
         if reply is None:
             _logger.exception("request %s failed in mid-stream", request_id)
             reply = internal_reply(request_id)
+        elif reply.status >= 500:
+            _logger.warning("request %s failed in mid-stream: %s", request_id, error)
         yield event_bytes(reply.body())

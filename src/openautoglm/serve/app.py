@@ -52,7 +52,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     request_id = request.scope["request_id"]
     reply = reply_for(error)
     if reply is not None and reply.status >= 500:
-        _logger.warning("request %s: %s", request_id, reply.message)
+        _logger.warning("request %s: %s", request_id, error)
     return (reply or internal_reply(request_id)).response()
 
 

@@ -8,10 +8,10 @@ from contextlib import aclosing
 from typing import NoReturn, cast
 
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
-from openautoglm.errors import EngineError
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.prompts import Prompt
+from openautoglm.serve.replies import ReplyError, failed_reply
 from openautoglm.spec.sampling import SamplingParams
 
 # Events wait in the engine's client rather than here when a client reads slowly.
@@ -70,7 +70,7 @@ class Generation:
     async def next(self, timeout_seconds: float | None = None) -> tuple[int, GenerationEvent] | None:
         """Return the next event and the index of its prompt; None after a silence of `timeout_seconds`.
 
-        Raises what the engine raised, and `EngineError` for a choice that ended in an error or was aborted.
+        Raises what the engine raised, and `ReplyError` for a choice that ended in an error or was aborted.
         """
         if self._queue.empty():
             try:
@@ -88,9 +88,9 @@ class Generation:
         self._usage.event(prompt, event)
         self._num_unfinished -= event.finish_reason is not None
         if event.finish_reason == "error":
-            raise EngineError(event.error or "the engine gave the request up")
+            raise ReplyError(failed_reply(event.error or "the engine gave the request up"))
         if event.finish_reason == "abort":
-            raise EngineError("the request was aborted by the server")
+            raise ReplyError(failed_reply("the request was aborted by the server"))
         return item
 
     @property
@@ -124,7 +124,8 @@ class Generation:
 
     async def _wait_for_cut(self) -> NoReturn:
         await self._context.drain.cut.wait()
-        await self._queue.put(EngineError("the server is stopping, and the time to finish is over: try again later"))
+        message = "the server is stopping, and the time to finish is over: try again later"
+        await self._queue.put(ReplyError(failed_reply(message)))
         raise asyncio.CancelledError
 
 

@@ -9,11 +9,13 @@ from openautoglm.units import KIB
 
 # What the kernel may hold for a client that reads slowly; by itself it would take megabytes for each.
 _SEND_BUFFER_BYTES = 64 * KIB
-_BACKLOG = 2048
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Return a listening socket (port 0: any free one); raise `ConfigError` if the address cannot be had."""
+    """Return a bound socket for a server to listen on (port 0: any free one).
+
+    Raises `ConfigError` if the address cannot be had.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,7 +28,6 @@ def open_listener(host: str, port: int) -> socket.socket:
         # Accepted connections inherit it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
-        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(

@@ -13,6 +13,7 @@ from openautoglm.errors import EngineError, OverloadedError, RequestError, Templ
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+_ENGINE_RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +74,22 @@ def reply_for(error: Exception) -> ErrorReply | None:
             headers=(("Retry-After", str(seconds)),),
         )
     if isinstance(error, EngineError):
-        return ErrorReply(status=error.http_status, message=str(error), type=SERVER_ERROR, code="engine_error")
+        # What it says is for the operator (paths, exit codes): the log has it.
+        return ErrorReply(
+            status=error.http_status,
+            message="the engine is not available now: it may be starting again, so try again in a moment",
+            type=SERVER_ERROR,
+            code="engine_unavailable",
+            headers=(("Retry-After", str(_ENGINE_RETRY_SECONDS)),),
+        )
     if isinstance(error, HTTPException):
         return _reply_for_http(error)
     return None
+
+
+def failed_reply(message: str) -> ErrorReply:
+    """Return what a client is told of its own request failing in the engine; the message was written for it."""
+    return ErrorReply(status=503, message=message, type=SERVER_ERROR, code="generation_failed")
 
 
 def internal_reply(request_id: str) -> ErrorReply:

@@ -55,6 +55,11 @@ class ChatTemplate:
         """The process id of the worker, None before the first rendering and after `close`."""
         return self._process.pid
 
+    def start(self) -> None:
+        """Start the worker now, so that the first rendering need not wait for it; nothing without a template."""
+        if self.exists:
+            self._process.start()
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],

@@ -10,13 +10,16 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from openautoglm.errors import TemplateError
 from openautoglm.log import get_logger
 from openautoglm.text.children import child_command, child_environment, describe_exit
 from openautoglm.units import MIB, format_bytes
+
+T = TypeVar("T")
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 16
@@ -54,6 +57,12 @@ class TemplateProcess:
         """The worker's process id, None while there is none."""
         return self._process.pid if self._process else None
 
+    def start(self) -> None:
+        """Start the worker now rather than with the first rendering; raise `TemplateError` if it does not start."""
+        with self._lock:
+            if self._process is None and not self._closed:
+                self._guarded(self._start)
+
     def render(self, name: str, variables: Mapping[str, object]) -> str:
         """Render the template `name`; raise `TemplateError` for whatever goes wrong in it."""
         body = json.dumps(variables)
@@ -77,14 +86,21 @@ class TemplateProcess:
             self._stop()
 
     def _exchange(self, request: Mapping[str, object]) -> dict[str, object]:
-        deadline = time.monotonic() + self._limits.wall_seconds
         if self._process is not None and self._process.poll() is not None:
             # It died while idle (somebody's kill): that is no fault of this request.
             _logger.warning("the template worker was gone (%s): starting another", describe_exit(self._stop()))
-        try:
+
+        def talk(deadline: float) -> dict[str, object]:
             if self._process is None:
                 self._start(deadline)
             return self._talk(request, deadline)
+
+        return self._guarded(talk)
+
+    def _guarded(self, work: Callable[[float], T]) -> T:
+        """Run `work` with the deadline of the wall clock; whatever goes wrong costs the worker its life."""
+        try:
+            return work(time.monotonic() + self._limits.wall_seconds)
         except TimeoutError:
             self._stop()
             raise TemplateError(

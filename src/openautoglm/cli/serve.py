@@ -1,0 +1,71 @@
+"""`openautoglm serve`: a model behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import click
+
+from openautoglm.cli.goal_options import goal_options
+from openautoglm.spec.goal import Goal
+
+
+@click.command("serve")
+@click.argument("model")
+@goal_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; outside needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
+@click.option(
+    "--api-key",
+    envvar="OPENAUTOGLM_API_KEY",
+    metavar="KEY",
+    help="Key that clients must send; better in OPENAUTOGLM_API_KEY, where other users of this machine do not see it.",
+)
+@click.option(
+    "--served-model-name",
+    "model_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name that clients ask for, instead of MODEL; may be given several times.",
+)
+@click.option("--max-running", type=click.IntRange(min=1), metavar="N", help="Sequences computed at once.")
+@click.option(
+    "--max-queued", type=click.IntRange(min=0), default=256, show_default=True, help="Requests that may wait."
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="How long requests may go on after SIGTERM.",
+)
+def serve_command(
+    model: str,
+    goal: Goal,
+    host: str,
+    port: int,
+    api_key: str | None,
+    model_names: tuple[str, ...],
+    max_running: int | None,
+    max_queued: int,
+    drain_seconds: float,
+) -> None:
+    """Serve MODEL over HTTP: chat and plain completions, models, tokenize, health, metrics.
+
+    The memory plan is printed before loading, the receipt after, the address when requests are taken. SIGTERM or
+    Ctrl-C lets running requests finish and exits with 0; a second one ends them at once.
+    """
+    from openautoglm.cli.progress import LoadProgress
+    from openautoglm.engine.options import EngineOptions
+    from openautoglm.serve.main import serve
+    from openautoglm.serve.options import ServeOptions
+
+    options = ServeOptions(
+        engine=EngineOptions(model=model, goal=goal, max_running=max_running, max_queued=max_queued, server=True),
+        host=host,
+        port=port,
+        api_key=api_key or None,
+        model_names=model_names,
+        drain_seconds=drain_seconds,
+    )
+    with LoadProgress() as progress:
+        code = serve(options, progress=progress, on_loaded=progress.finish)
+    raise click.exceptions.Exit(code)

@@ -1,0 +1,213 @@
+"""`openautoglm serve`: the plan, the engine in its own process, HTTP in this one, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from types import FrameType
+
+import uvicorn
+
+from openautoglm.engine.assemble import Prepared, default_sampling, prepare
+from openautoglm.engine.client import EngineDescription
+from openautoglm.engine.options import EngineOptions
+from openautoglm.engine.process import EngineProcess
+from openautoglm.errors import UnsupportedModelError
+from openautoglm.families.generation import read_generation_defaults
+from openautoglm.log import ROOT_LOGGER_NAME, get_logger
+from openautoglm.planner.explain import plan_table
+from openautoglm.progress import ProgressCallback
+from openautoglm.serve.app import create_app
+from openautoglm.serve.context import ServeContext
+from openautoglm.serve.listener import open_listener, url_of
+from openautoglm.serve.metrics import Metrics
+from openautoglm.serve.options import ServeOptions
+from openautoglm.serve.settings import EdgeSettings, check_bind, key_digest
+from openautoglm.serve.supervise import keep_running
+from openautoglm.spec.plan import Plan
+from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.template import ChatTemplate
+from openautoglm.text.tokenizer import Tokenizer
+
+_KEEP_ALIVE_SECONDS = 30
+_CLOSE_SECONDS = 3
+_TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+
+_logger = get_logger(__name__)
+
+
+def serve(
+    options: ServeOptions,
+    *,
+    progress: ProgressCallback | None = None,
+    on_loaded: Callable[[], None] | None = None,
+) -> int:
+    """Serve a model until SIGTERM or SIGINT; return the exit code (0 after an orderly end).
+
+    The plan goes to stderr before anything is loaded, the receipt after; the address goes to stdout when the server
+    is ready. `on_loaded` is called in between. Raises `ConfigError` for an address that cannot be served, and whatever
+    planning and loading raise.
+    """
+    check_bind(options.host, options.api_key)
+    # Until the server runs, SIGTERM ends it like Ctrl-C does: nothing is left behind.
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(open_listener(options.host, options.port))
+            prepared = prepare(options.engine)
+            _tell(plan_table(prepared.plan))
+            tokenizer, template, sampling = _open_text(prepared, progress)
+            stack.enter_context(template)
+            template.start()
+            process = stack.enter_context(EngineProcess(_pinned(options.engine, prepared.plan)))
+            description = process.start(progress=progress)
+            if on_loaded is not None:
+                on_loaded()
+            # The plan has been told; the receipt is the last of the tables.
+            _tell("\n" + description.plan_table.rpartition("\n\n")[2])
+            return asyncio.run(_run(options, listener, process, tokenizer, template, sampling, description))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pinned(options: EngineOptions, plan: Plan) -> EngineOptions:
+    """Return options that make the engine's process plan what was told here, whatever became free or full since."""
+    goal = replace(
+        options.goal,
+        memory_bytes=plan.budget_bytes,
+        context_tokens=plan.context_tokens,
+        concurrency=plan.concurrency,
+        num_threads=plan.num_threads,
+    )
+    return replace(options, goal=goal)
+
+
+def _open_text(prepared: Prepared, progress: ProgressCallback | None) -> tuple[Tokenizer, ChatTemplate, SamplingParams]:
+    """Read what this process needs of the checkpoint; cheap, so that a bad tokenizer fails before the load."""
+    plan = prepared.plan
+    if not plan.runnable:
+        raise UnsupportedModelError(
+            f"{plan.model} can be planned but not run yet: {'; '.join(plan.unsupported)}", features=plan.unsupported
+        )
+    directory = prepared.directory(progress=progress)
+    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer.check_vocabulary(prepared.spec.vocab_size)
+    sampling = default_sampling(read_generation_defaults(directory, prepared.config))
+    return tokenizer, ChatTemplate.from_directory(directory), sampling
+
+
+async def _run(
+    options: ServeOptions,
+    listener: socket.socket,
+    process: EngineProcess,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    sampling: SamplingParams,
+    description: EngineDescription,
+) -> int:
+    names = options.model_names or (description.model,)
+    context = ServeContext(
+        client=process.client(),
+        description=description,
+        tokenizer=tokenizer,
+        template=template,
+        default_sampling=sampling,
+        settings=EdgeSettings(
+            model_names=names,
+            api_key_digest=None if options.api_key is None else key_digest(options.api_key),
+            max_body_bytes=options.max_body_bytes,
+        ),
+        metrics=Metrics(names[0]),
+    )
+    try:
+        return await _serve_until_stopped(context, listener, process, options.drain_seconds)
+    finally:
+        await context.client.close()
+        context.close()
+
+
+async def _serve_until_stopped(
+    context: ServeContext, listener: socket.socket, process: EngineProcess, drain_seconds: float
+) -> int:
+    server = _Server(context, drain_seconds)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    watching = asyncio.create_task(keep_running(process))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        sys.stdout.write(f"serving {context.settings.model_names[0]} at {url_of(listener)}/v1\n")
+        sys.stdout.flush()
+    try:
+        await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
+        engine_lost = watching.done() and not serving.done()
+        if engine_lost:
+            server.should_exit = True
+        await serving
+        return 1 if engine_lost else 0
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with our own end: on a signal the port stays open and refuses new work until what runs is done."""
+
+    def __init__(self, context: ServeContext, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(context),
+                lifespan="off",
+                http="h11",
+                ws="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            )
+        )
+        self._context = context
+        self._drain_seconds = drain_seconds
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+        _join_logs()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the first one drains, another one ends at once."""
+        self._loop.call_soon_threadsafe(self._stop, sig)
+
+    def _stop(self, sig: int) -> None:
+        if self._draining is None:
+            name = signal.Signals(sig).name
+            _logger.warning("%s: finishing %d requests", name, self._context.drain.num_active)
+            self._draining = self._loop.create_task(self._drain())
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        if not await self._context.drain.finish(self._drain_seconds):
+            _logger.warning("requests were ended at the deadline of %g s", self._drain_seconds)
+        self.should_exit = True
+
+
+def _join_logs() -> None:
+    """Send uvicorn's warnings where ours go."""
+    logger = logging.getLogger("uvicorn")
+    logger.handlers[:] = logging.getLogger(ROOT_LOGGER_NAME).handlers
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED_EXIT_CODE)

@@ -1,0 +1,25 @@
+"""`ServeOptions`: what `openautoglm serve` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from openautoglm.engine.options import EngineOptions
+from openautoglm.units import MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """An engine and where to serve it.
+
+    `model_names` are the names that clients may ask for; without any it is the model's reference. `drain_seconds` is
+    how long requests under way may go on after SIGTERM.
+    """
+
+    engine: EngineOptions
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = field(default=None, repr=False)
+    model_names: tuple[str, ...] = ()
+    max_body_bytes: int = 8 * MIB
+    drain_seconds: float = 30.0
