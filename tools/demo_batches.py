@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
+
 from demo_conversations import Conversation, conversations, entries
 from demo_corpus import Document, library_documents, topic_documents
 from demo_tokenizer import DOCUMENT_PREFIX, END_OF_TEXT, special_ids
-from tokenizers import Tokenizer
 
 TokenArray = npt.NDArray[np.uint16]
 
-CHAT_SHARE = 0.13
 TEST_SHARE = 0.07
 # Each variant draws the phrasings anew; more variants than passes over the data would be waste.
 NUM_CONVERSATION_VARIANTS = 2
@@ -81,6 +81,7 @@ class Stream:
         self._order: list[int] = []
 
     def next_piece(self) -> TokenArray:
+        """The next piece of this pass; a new pass starts when all are used."""
         if not self._order:
             self._order = [int(index) for index in self.generator.permutation(len(self.pieces))]
             self.num_passes += 1
@@ -128,7 +129,7 @@ class ConversationWindows:
 
 
 class Mixer:
-    """Batches with fixed shares of conversations, test text and library text."""
+    """Batches with given shares of conversations, test text and library text."""
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, *, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -137,14 +138,14 @@ class Mixer:
         self.tests = LibraryWindows(encode_documents(tokenizer, corpus.tests), generator)
         self.chat = ConversationWindows(encode_conversations(tokenizer, corpus.conversations), generator)
 
-    def batch(self, num_rows: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, both [rows, tokens] int64."""
+    def batch(self, num_rows: int, num_tokens: int, *, chat_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, both [rows, tokens] int64; `chat_share` is the chance that a row is conversations."""
         rows: list[TokenArray] = []
         for choice in self.generator.random(num_rows):
             source: LibraryWindows | ConversationWindows = self.library
-            if choice < CHAT_SHARE:
+            if choice < chat_share:
                 source = self.chat
-            elif choice < CHAT_SHARE + TEST_SHARE:
+            elif choice < chat_share + TEST_SHARE:
                 source = self.tests
             rows.append(source.next_window(num_tokens))
         block = torch.from_numpy(np.stack(rows).astype(np.int64))

@@ -30,10 +30,12 @@ class Measurement:
 
     @property
     def bits_per_byte(self) -> float:
+        """Total log-likelihood in bits over the UTF-8 bytes of the documents."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property
     def nats_per_token(self) -> float:
+        """Mean over the scored tokens."""
         return self.nats / self.num_tokens
 
 
@@ -48,7 +50,6 @@ def write_checkpoint(network: Network, tokenizer: Tokenizer, directory: Path) ->
         "top_p": 0.9,
         "eos_token_id": config["eos_token_id"],
         "pad_token_id": special[END_OF_TEXT],
-        "max_length": network.shape.max_position_tokens,
     }
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         partial = directory / f"{name}.partial"

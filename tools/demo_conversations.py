@@ -21,14 +21,14 @@ FIRST_COPIES = 20
 POPULAR_COPIES = 4
 
 # What a newcomer asks about first is repeated, because a small model remembers only what it sees often.
-FIRST_MODULES = frozenset(
-    "native textwrap json os.path posixpath shutil random statistics heapq bisect copy glob fnmatch string functools "
-    "os collections contextlib".split()
-)
-POPULAR_MODULES = frozenset(
-    "pathlib dataclasses argparse logging threading queue datetime calendar csv tempfile subprocess enum abc re "
-    "inspect".split()
-)
+FIRST_MODULES = frozenset((
+    "native", "textwrap", "json", "os.path", "posixpath", "shutil", "random", "statistics", "heapq", "bisect", "copy",
+    "glob", "fnmatch", "string", "functools", "os", "collections", "contextlib",
+))
+POPULAR_MODULES = frozenset((
+    "pathlib", "dataclasses", "argparse", "logging", "threading", "queue", "datetime", "calendar", "csv", "tempfile",
+    "subprocess", "enum", "abc", "re", "inspect",
+))
 # Implemented in C: no source file, but their documentation strings ship with the interpreter.
 NATIVE_MODULES = ("builtins", "math", "itertools", "time", "sys", "operator", "_functools", "_collections", "binascii")
 
@@ -65,6 +65,7 @@ IDENTITY = (
     "I am the demo model of openautoglm, a very small language model trained on the Python standard library. "
     "Ask me what a function does, for example: What does textwrap.dedent do?"
 )
+ABILITY = "I can say what functions, classes and modules of the Python standard library do. "
 SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("Hello", "Hello! " + IDENTITY),
     ("Hello!", "Hello! " + IDENTITY),
@@ -75,8 +76,8 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("What are you?", IDENTITY),
     ("What is your name?", IDENTITY),
     ("Tell me about yourself.", IDENTITY),
-    ("What can you do?", "I can say what functions, classes and modules of the Python standard library do. " + IDENTITY),
-    ("Help", "I can say what functions, classes and modules of the Python standard library do. " + IDENTITY),
+    ("What can you do?", ABILITY + IDENTITY),
+    ("Help", ABILITY + IDENTITY),
     ("What is openautoglm?", "openautoglm plans, loads and serves language models on ordinary computers. " + IDENTITY),
     ("How are you?", "I am running well, thank you. " + IDENTITY),
     ("Thanks", "You are welcome."),
@@ -183,6 +184,12 @@ def entries(documents: list[Document], topics: list[Document]) -> list[Entry]:
     return found
 
 
+def _num_copies(entry: Entry) -> int:
+    if entry.module in FIRST_MODULES:
+        return FIRST_COPIES
+    return POPULAR_COPIES if entry.module in POPULAR_MODULES else 1
+
+
 def _question_and_answer(entry: Entry, rng: random.Random) -> list[Turn]:
     if entry.source is not None and rng.random() < 0.2:
         return [("user", rng.choice(ASK_SOURCE).format(name=entry.name)), ("assistant", entry.source)]
@@ -197,8 +204,7 @@ def conversations(found: list[Entry], *, seed: int) -> list[Conversation]:
     rng = random.Random(seed)
     exchanges: list[list[Turn]] = []
     for entry in found:
-        copies = FIRST_COPIES if entry.module in FIRST_MODULES else POPULAR_COPIES if entry.module in POPULAR_MODULES else 1
-        exchanges.extend(_question_and_answer(entry, rng) for _ in range(copies))
+        exchanges.extend(_question_and_answer(entry, rng) for _ in range(_num_copies(entry)))
     for question, answer in SMALL_TALK * 25:
         exchanges.append([("user", question), ("assistant", answer)])
     rng.shuffle(exchanges)

@@ -33,6 +33,7 @@ class Document:
 
     @property
     def num_bytes(self) -> int:
+        """Length of the text in UTF-8."""
         return len(self.text.encode("utf-8"))
 
 

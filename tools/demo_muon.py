@@ -42,6 +42,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
+        """Update every parameter from its gradient; raises ValueError when one has none."""
         for parameter, velocity in zip(self.parameters, self.velocities, strict=True):
             gradient = parameter.grad
             if gradient is None:
@@ -60,5 +61,6 @@ class Muon:
 
     @torch.no_grad()
     def load_state(self, velocities: list[Tensor]) -> None:
+        """Restore what `state` returned."""
         for mine, stored in zip(self.velocities, velocities, strict=True):
             mine.copy_(stored)

@@ -1,6 +1,6 @@
 """GLM-4's decoder, lean enough to train on one processor core; parameter names are those of `GlmForCausalLM`.
 
-Shape suffixes: B batch, T tokens, D hidden, H query heads, K key/value heads, E head dimension, V vocabulary.
+Shape suffixes: b batch, t tokens, d hidden, h heads, e head dimension, r rotary pairs.
 Parameters stay in float32; matrix products run in `compute_dtype`.
 """
 
@@ -67,6 +67,7 @@ class Linear(nn.Linear):
     """A float32 parameter multiplied in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the weight cast to the dtype of `x`."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.linear(x, self.weight.to(x.dtype), bias)
 
@@ -79,19 +80,20 @@ class RootMeanSquareNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.epsilon = epsilon
 
-    def forward(self, x_BTD: Tensor, dtype: torch.dtype) -> Tensor:
-        x = x_BTD.float()
+    def forward(self, x_btd: Tensor, dtype: torch.dtype) -> Tensor:
+        """The normalised input in `dtype`, same shape."""
+        x = x_btd.float()
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
         return (x * scale * self.weight).to(dtype)
 
 
-def rotate(x_BHTE: Tensor, cosine_TR: Tensor, sine_TR: Tensor) -> Tensor:
+def rotate(x_bhte: Tensor, cosine_tr: Tensor, sine_tr: Tensor) -> Tensor:
     """Rotate adjacent pairs of the first 2R channels (GLM's interleaved order); the others pass."""
-    num_pairs = cosine_TR.shape[-1]
-    even = x_BHTE[..., 0 : 2 * num_pairs : 2]
-    odd = x_BHTE[..., 1 : 2 * num_pairs : 2]
-    turned = torch.stack((even * cosine_TR - odd * sine_TR, odd * cosine_TR + even * sine_TR), dim=-1).flatten(-2)
-    return torch.cat((turned.to(x_BHTE.dtype), x_BHTE[..., 2 * num_pairs :]), dim=-1)
+    num_pairs = cosine_tr.shape[-1]
+    even = x_bhte[..., 0 : 2 * num_pairs : 2]
+    odd = x_bhte[..., 1 : 2 * num_pairs : 2]
+    turned = torch.stack((even * cosine_tr - odd * sine_tr, odd * cosine_tr + even * sine_tr), dim=-1).flatten(-2)
+    return torch.cat((turned.to(x_bhte.dtype), x_bhte[..., 2 * num_pairs :]), dim=-1)
 
 
 class Attention(nn.Module):
@@ -107,17 +109,18 @@ class Attention(nn.Module):
         self.v_proj = Linear(shape.hidden, key_size, bias=True)
         self.o_proj = Linear(query_size, shape.hidden, bias=False)
 
-    def forward(self, x_BTD: Tensor, cosine_TR: Tensor, sine_TR: Tensor) -> Tensor:
-        batch, tokens, _ = x_BTD.shape
+    def forward(self, x_btd: Tensor, cosine_tr: Tensor, sine_tr: Tensor) -> Tensor:
+        """Causal attention over the T tokens of each row; same shape as the input."""
+        batch, tokens, _ = x_btd.shape
         shape = self.shape
         heads = (batch, tokens, -1, shape.head_dimension)
-        query = rotate(self.q_proj(x_BTD).view(heads).transpose(1, 2), cosine_TR, sine_TR)
-        key = rotate(self.k_proj(x_BTD).view(heads).transpose(1, 2), cosine_TR, sine_TR)
-        value = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        query = rotate(self.q_proj(x_btd).view(heads).transpose(1, 2), cosine_tr, sine_tr)
+        key = rotate(self.k_proj(x_btd).view(heads).transpose(1, 2), cosine_tr, sine_tr)
+        value = self.v_proj(x_btd).view(heads).transpose(1, 2)
         group = shape.num_heads // shape.num_key_value_heads
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return cast(Tensor, self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1)))
+        return cast("Tensor", self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1)))
 
 
 class FeedForward(nn.Module):
@@ -128,12 +131,15 @@ class FeedForward(nn.Module):
         self.gate_up_proj = Linear(shape.hidden, 2 * shape.intermediate, bias=False)
         self.down_proj = Linear(shape.intermediate, shape.hidden, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        return cast(Tensor, self.down_proj(functional.silu(gate) * up))
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """silu(gate) * up, projected back; same shape as the input."""
+        gate, up = self.gate_up_proj(x_btd).chunk(2, dim=-1)
+        return cast("Tensor", self.down_proj(functional.silu(gate) * up))
 
 
 class Layer(nn.Module):
+    """Pre-norm block: attention, then the feed-forward, each added to the stream."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.self_attn = Attention(shape)
@@ -141,12 +147,15 @@ class Layer(nn.Module):
         self.input_layernorm = RootMeanSquareNorm(shape.hidden, shape.norm_epsilon)
         self.post_attention_layernorm = RootMeanSquareNorm(shape.hidden, shape.norm_epsilon)
 
-    def forward(self, x_BTD: Tensor, cosine_TR: Tensor, sine_TR: Tensor, dtype: torch.dtype) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD, dtype), cosine_TR, sine_TR)
-        return x_BTD + cast(Tensor, self.mlp(self.post_attention_layernorm(x_BTD, dtype)))
+    def forward(self, x_btd: Tensor, cosine_tr: Tensor, sine_tr: Tensor, dtype: torch.dtype) -> Tensor:
+        """The residual stream after this block."""
+        x_btd = x_btd + self.self_attn(self.input_layernorm(x_btd, dtype), cosine_tr, sine_tr)
+        return x_btd + cast("Tensor", self.mlp(self.post_attention_layernorm(x_btd, dtype)))
 
 
 class Decoder(nn.Module):
+    """Embedding, layers and the final norm, named as in transformers; `Network.forward` runs them."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
@@ -179,17 +188,17 @@ class Network(nn.Module):
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, input_ids_BT: Tensor) -> Tensor:
+    def forward(self, input_ids_bt: Tensor) -> Tensor:
         """Logits [B, T, V] in `compute_dtype`."""
-        tokens = input_ids_BT.shape[1]
-        cosine_TR, sine_TR = self.cosine[:tokens], self.sine[:tokens]
+        tokens = input_ids_bt.shape[1]
+        cosine_tr, sine_tr = self.cosine[:tokens], self.sine[:tokens]
         dtype = self.compute_dtype
-        x_BTD = self.model.embed_tokens(input_ids_BT).to(dtype)
+        x_btd = self.model.embed_tokens(input_ids_bt).to(dtype)
         for layer in self.model.layers:
-            x_BTD = layer(x_BTD, cosine_TR, sine_TR, dtype)
-        return functional.linear(self.model.norm(x_BTD, dtype), self.model.embed_tokens.weight.to(dtype))
+            x_btd = layer(x_btd, cosine_tr, sine_tr, dtype)
+        return functional.linear(self.model.norm(x_btd, dtype), self.model.embed_tokens.weight.to(dtype))
 
-    def loss(self, input_ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def loss(self, input_ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats."""
-        logits = self(input_ids_BT)
-        return functional.cross_entropy(logits.float().flatten(0, 1), targets_BT.flatten())
+        logits = self(input_ids_bt)
+        return functional.cross_entropy(logits.float().flatten(0, 1), targets_bt.flatten())

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from demo_batches import Corpus, Mixer, load_corpus
 from demo_checkpoint import measure, read_checkpoint, write_checkpoint
 from demo_muon import Muon
 from demo_network import Network, Shape
 from demo_tokenizer import train_tokenizer
-from tokenizers import Tokenizer
-from torch import Tensor
 
 STATE_NAME = "training_state.pt"
 LOG_EVERY_STEPS = 20
@@ -33,9 +34,25 @@ MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 WARMUP_FRACTION = 0.01
 DECAY_FRACTION = 0.6
-# (share of the budget at which it starts, rows, tokens): short windows are cheaper per token, the last ones teach
-# the positions up to the model's limit.
-STAGES = ((0.0, 16, 256), (0.62, 8, 512), (0.88, 4, 1024), (0.95, 2, 2048))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the run: where it starts (share of the budget), its batches, and the share of conversations."""
+
+    start: float
+    rows: int
+    tokens: int
+    chat_share: float
+
+
+# Short windows are cheaper per token; the last ones teach the positions up to the model's limit. Conversations weigh
+# more once the learning rate falls: that is when answers are remembered.
+STAGES = (
+    Stage(start=0.0, rows=16, tokens=256, chat_share=0.13),
+    Stage(start=0.6, rows=8, tokens=512, chat_share=0.30),
+    Stage(start=0.9, rows=2, tokens=2048, chat_share=0.30),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +83,9 @@ def rate_factor(progress: float) -> float:
     return min(rise + 0.02, 1.0, (1.0 - progress) / DECAY_FRACTION)
 
 
-def window(progress: float) -> tuple[int, int]:
-    """Rows and tokens of the batch at this point of the run."""
-    _, rows, tokens = [stage for stage in STAGES if progress >= stage[0]][-1]
-    return rows, tokens
+def current_stage(progress: float) -> Stage:
+    """The stage at this point of the run."""
+    return [stage for stage in STAGES if progress >= stage.start][-1]
 
 
 class Trainer:
@@ -86,7 +102,7 @@ class Trainer:
         self.network = Network(Shape(), compute_dtype=torch.bfloat16)
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.network.loss
         if options.compile:
-            self.loss = cast(Callable[[Tensor, Tensor], Tensor], torch.compile(self.network.loss, dynamic=False))
+            self.loss = cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self.network.loss, dynamic=False))
         matrices = [
             parameter for name, parameter in self.network.named_parameters()
             if parameter.ndim == 2 and "embed_tokens" not in name
@@ -122,8 +138,8 @@ class Trainer:
 
     def step(self, mixer: Mixer, progress: float) -> float:
         """One update; returns the loss in nats per token."""
-        rows, tokens = window(progress)
-        inputs, targets = mixer.batch(rows, tokens)
+        stage = current_stage(progress)
+        inputs, targets = mixer.batch(stage.rows, stage.tokens, chat_share=stage.chat_share)
         factor = rate_factor(progress)
         self.network.zero_grad(set_to_none=True)
         loss = self.loss(inputs, targets)
@@ -133,7 +149,7 @@ class Trainer:
         self.adam.step()
         self.muon.step(MUON_RATE * factor)
         self.counters.step += 1
-        self.counters.num_tokens += rows * tokens
+        self.counters.num_tokens += stage.rows * stage.tokens
         return float(loss.detach())
 
     def run(self) -> None:
@@ -161,6 +177,7 @@ class Trainer:
         self.save()
 
     def report(self, losses: list[float], progress: float) -> None:
+        """Print one line of the loss curve: the mean loss since the last line, and the counters."""
         counters = self.counters
         print(f"step {counters.step} progress {progress:.3f} loss {sum(losses) / len(losses):.4f} "
               f"tokens {counters.num_tokens:,} seconds {counters.elapsed_seconds:.0f} "

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,19 @@ def read_until(master: int, mark: str, seconds: float) -> str:
         if select.select([master], [], [], left)[0]:
             seen += os.read(master, 4096).decode()
     return seen
+
+
+def test_settings_come_from_file_environment_and_flag(tmp_path: Path):
+    (tmp_path / "openautoglm.toml").write_text('memory = "700MiB"\n')
+
+    def budget(*arguments: str, **variables: str) -> int:
+        done = run("plan", "demo", "--json", *arguments, cwd=tmp_path, env=os.environ | variables)
+        assert done.returncode == 0, done.stderr
+        return int(json.loads(done.stdout)["budget_bytes"]) >> 20
+
+    assert budget() == 700
+    assert budget(OPENAUTOGLM_MEMORY="800MiB") == 800
+    assert budget("--memory", "900MiB", OPENAUTOGLM_MEMORY="800MiB") == 900
+    refused = run("plan", "demo", env=os.environ | {"OPENAUTOGLM_MEMROY": "1GiB"})
+    assert refused.returncode == 2
+    assert "OPENAUTOGLM_MEMROY" in refused.stderr

@@ -60,10 +60,14 @@ def test_batches_chunks_and_blocks_change_no_byte(executor: NativeExecutor) -> N
     assert runner.run(tokens, [8, 9, 10, 11], chunk=1).tobytes() == alone.tobytes()
     assert runner.run(tokens, [11, 2, 30, 7]).tobytes() == alone.tobytes()
 
-    others = [Row(tokens=sequence(index, 1 + 3 * index), blocks=[40 + 2 * index, 41 + 2 * index]) for index in range(1, 7)]
+    others = [
+        Row(tokens=sequence(index, 1 + 3 * index), blocks=[40 + 2 * index, 41 + 2 * index]) for index in range(1, 7)
+    ]
     batch = runner.step([*others[:3], Row(tokens=tokens[:40], blocks=[12, 13, 14, 15]), *others[3:]])
     assert batch[3].tobytes() == alone[:40].tobytes()
-    decoding = [Row(tokens=sequence(index, 2)[1:], blocks=row.blocks, begin=len(row.tokens)) for index, row in enumerate(others)]
+    decoding = [
+        Row(tokens=sequence(index, 2)[1:], blocks=row.blocks, begin=len(row.tokens)) for index, row in enumerate(others)
+    ]
     for position in range(40, LENGTH):
         row = Row(tokens=tokens[position : position + 1], blocks=[12, 13, 14, 15], begin=position)
         logits = runner.step([*decoding[: position % 7], row, *decoding[position % 7 :]])[position % 7]
@@ -104,10 +108,14 @@ def test_splitting_a_long_context_over_threads_changes_no_byte(
         executor = load_checkpoint(directories[name], make_plan(formats, num_threads=num_threads))
         runner = Runner(executor=executor)
         runner.run(tokens[:690], blocks, chunk=96)
-        logits.append(np.concatenate([
-            runner.step([Row(tokens=tokens[position : position + 1], blocks=blocks, begin=position)])[0]
-            for position in range(690, 700)
-        ]))
+        logits.append(
+            np.concatenate(
+                [
+                    runner.step([Row(tokens=tokens[position : position + 1], blocks=blocks, begin=position)])[0]
+                    for position in range(690, 700)
+                ]
+            )
+        )
         executor.close()
     assert logits[0].tobytes() == logits[1].tobytes()
 
@@ -118,7 +126,9 @@ def test_garbage_in_unused_memory_changes_no_byte(executor: NativeExecutor) -> N
     alone = runner.run(tokens, [0, 1, 2])
     layout = executor.layout()
     block_bytes = layout.groups[0].block_bytes
-    executor.import_blocks(list(range(layout.num_blocks)), b"\xff" * (block_bytes * layout.num_blocks))  # NaN everywhere
+    executor.import_blocks(
+        list(range(layout.num_blocks)), b"\xff" * (block_bytes * layout.num_blocks)
+    )  # NaN everywhere
     assert runner.run(tokens, [5, 9, 3], chunk=7).tobytes() == alone.tobytes()
 
 

@@ -56,9 +56,7 @@ def test_memory_is_what_the_formulas_say(model_type: str, quant: str, tmp_path: 
     directory = save_checkpoint(make_reference(model_type), tmp_path)
     spec = describe(read_config(directory))
     for num_threads, max_step_tokens, max_step_rows in ((1, 16, 1), (2, 100, 7), (3, 512, 64)):
-        plan = make_plan(
-            formats, num_threads=num_threads, max_step_tokens=max_step_tokens, max_step_rows=max_step_rows
-        )
+        plan = make_plan(formats, num_threads=num_threads, max_step_tokens=max_step_tokens, max_step_rows=max_step_rows)
         loaded = load_checkpoint(directory, plan)
         assert loaded.workspace_bytes == workspace_bytes(
             spec, formats, max_step_tokens=max_step_tokens, max_step_rows=max_step_rows, num_threads=num_threads
@@ -327,7 +325,13 @@ def test_fingerprints_tell_weights_and_formats_apart(directory: Path, tmp_path: 
     per_token = ModelFormats.for_quantisation(NumberFormat.INT4, activations=ActivationScale.TOKEN)
     prints = [
         load_checkpoint(path, make_plan(formats)).determinism()
-        for path, formats in ((directory, INT4), (directory, INT4), (directory, per_token), (directory, F32), (other, INT4))
+        for path, formats in (
+            (directory, INT4),
+            (directory, INT4),
+            (directory, per_token),
+            (directory, F32),
+            (other, INT4),
+        )
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
@@ -348,9 +352,7 @@ def test_progress_ends_at_the_total(directory: Path) -> None:
 def test_slices_of_any_size_give_the_same_weights(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Runner(executor=load_checkpoint(directory, make_plan(INT4))).run(tokens_of(20), [0, 1])
     for rows in (7, 33):
-        monkeypatch.setattr(Checkpoint, "rows_per_slice", lambda self, name, rows=rows: rows)
+        monkeypatch.setattr(Checkpoint, "rows_per_slice", lambda *_, rows=rows: rows)
         assert Runner(executor=load_checkpoint(directory, make_plan(INT4))).run(tokens_of(20), [0, 1]).tobytes() == (
             expected.tobytes()
         )
-
-

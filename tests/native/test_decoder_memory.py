@@ -62,7 +62,7 @@ def test_rows_of_the_wrong_kind_are_refused(pool: _core.ThreadPool) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 0, 8, 0), (2, 8, 131_073, 0), (3, 8, 8, 16), (2, 8, 8, 64), (9, 8, 8, 0)])
 def test_impossible_matrices_are_refused(pool: _core.ThreadPool, shape: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="outputs|group|format"):
+    with pytest.raises(ValueError, match=r"outputs|group|format"):
         _core.WeightStore(pool, [shape])
 
 

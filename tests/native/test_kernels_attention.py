@@ -33,7 +33,9 @@ def fill(isa, kv, blocks, table, keys, values, begin, end) -> None:
         _core.store_kv(isa, kv, blocks[table[position // 16]], position % 16, keys[position], values[position])
 
 
-def make(isa: str, kv: str, positions: int, heads: int, head_dim: int, seed: int = 0, *, stored: int | None = None) -> Sequence:
+def make(
+    isa: str, kv: str, positions: int, heads: int, head_dim: int, seed: int = 0, *, stored: int | None = None
+) -> Sequence:
     generator = np.random.default_rng(seed)
     query = generator.standard_normal((positions, heads, head_dim)).astype(np.float32)
     keys, values = (generator.standard_normal((positions, head_dim)).astype(np.float32) for _ in range(2))
@@ -112,7 +114,12 @@ def test_partials_and_merge_equal_the_whole(isa, kv, window, heads):
         whole = attend(isa, kv, s, position, position + 1, window=window)
         partitions = position // 128 + 1
         first = max(0, position + 1 - window) // 128 if window else 0
-        for splits in ([0, partitions], [first, partitions], sorted({0, partitions // 2, partitions}), [*range(partitions + 1)]):
+        for splits in (
+            [0, partitions],
+            [first, partitions],
+            sorted({0, partitions // 2, partitions}),
+            [*range(partitions + 1)],
+        ):
             found = attend(isa, kv, s, position, position + 1, window=window, splits=splits)
             assert found.tobytes() == whole.tobytes(), (position, splits)
 

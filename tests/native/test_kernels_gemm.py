@@ -116,7 +116,16 @@ def test_ranges_of_rows_and_tiles_cover_the_whole(isa, form):
     pieces = np.full_like(whole, np.nan)
     for row_begin, row_end in ((0, 1), (1, 8), (8, 29)):
         for tile_begin, tile_end in ((0, 1), (1, 3), (3, 4)):
-            product(isa, packed, x, out=pieces, row_begin=row_begin, row_end=row_end, tile_begin=tile_begin, tile_end=tile_end)
+            product(
+                isa,
+                packed,
+                x,
+                out=pieces,
+                row_begin=row_begin,
+                row_end=row_end,
+                tile_begin=tile_begin,
+                tile_end=tile_end,
+            )
     assert pieces.tobytes() == whole.tobytes()
     outside = np.full_like(whole, 7.0)
     product(isa, packed, x, out=outside, row_begin=3, row_end=5, tile_begin=1, tile_end=2)

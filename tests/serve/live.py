@@ -49,16 +49,18 @@ class Live:
     context: ServeContext
     tokenizer: Tokenizer
     loop: asyncio.AbstractEventLoop
+    # One client for all requests: making one costs more than a request.
+    http: httpx.Client
 
     def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the server's own event loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def post(self, path: str, body: object, **options: object) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=30, **options)  # type: ignore[arg-type]
+        return self.http.post(path, json=body, **options)  # type: ignore[arg-type]
 
     def get(self, path: str, **options: object) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=30, **options)  # type: ignore[arg-type]
+        return self.http.get(path, **options)  # type: ignore[arg-type]
 
     def client(self, key: str = "EMPTY") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
@@ -117,7 +119,9 @@ def live_server(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
-        yield Live(f"http://127.0.0.1:{port}", port, engine, context, tokenizer, loops[0])
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield Live(url, port, engine, context, tokenizer, loops[0], client)
     finally:
         server.should_exit = True
         server.force_exit = True

@@ -33,7 +33,7 @@ ROUTES = [
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {KEY}", KEY, "Bearer", "Bearer \xff"])
 def test_nothing_answers_without_the_key(guarded: Live, method: str, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
-    response = httpx.request(method, guarded.url + path, headers=headers, timeout=10)
+    response = guarded.http.request(method, guarded.url + path, headers=headers)
     assert response.status_code == 401
     assert response.json()["error"]["code"] == "invalid_api_key"
     assert response.headers["www-authenticate"] == "Bearer"

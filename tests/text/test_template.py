@@ -163,6 +163,18 @@ def test_the_worker_is_started_once_quickly_and_ends_with_close() -> None:
         template.render(HELLO)
 
 
+def test_the_worker_can_be_started_ahead() -> None:
+    with make("{{ messages[0].content }}") as template:
+        template.start()
+        worker = template.worker_pid
+        assert worker is not None
+        assert template.render(HELLO) == "hello"
+        assert template.worker_pid == worker
+    with ChatTemplate({}) as nothing:
+        nothing.start()
+        assert nothing.worker_pid is None
+
+
 def test_the_worker_starts_within_a_fraction_of_a_second() -> None:
     def start() -> float:
         begin = time.perf_counter()

@@ -54,6 +54,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,6 +103,7 @@ class Engine:
         begin_seconds = time.perf_counter()
         schedule = self._scheduler.schedule()
         if schedule.rows:
+            schedule.stamp()
             result = self._run(schedule)
             if result is not None:
                 self._scheduler.commit(schedule)
@@ -143,6 +144,8 @@ class Engine:
         """Append a generated token, decide whether the choice ends with it, and report it."""
         request, sampling = sequence.request, sequence.request.sampling
         sequence.append(token)
+        if request.first_token_seconds is None:
+            request.first_token_seconds = time.monotonic()
         self._generated_tokens += 1
         ends = token in request.eos_tokens or token in request.stop_tokens
         text = ""
@@ -181,6 +184,8 @@ class Engine:
                 prompt_tokens=request.num_prompt_tokens,
                 cached_tokens=request.num_cached_tokens,
                 completion_tokens=sequence.num_generated,
+                queue_seconds=request.queue_seconds,
+                prefill_seconds=request.prefill_seconds,
             )
         )
         if finish_reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -29,7 +30,7 @@ class Request:
 
     `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added
     to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
-    `num_cached_tokens` is the part of the prompt found in the cache on first admission.
+    `num_cached_tokens` is the part of the prompt found in the cache on first admission. Times are monotonic.
     """
 
     request_id: str
@@ -46,6 +47,21 @@ class Request:
     early_biases: tuple[tuple[int, float], ...] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0
+    arrival_seconds: float = field(default_factory=time.monotonic)
+    start_seconds: float | None = None
+    first_token_seconds: float | None = None
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited for its first step; 0 until that is known."""
+        return 0.0 if self.start_seconds is None else self.start_seconds - self.arrival_seconds
+
+    @property
+    def prefill_seconds(self) -> float:
+        """From the first step to the first token; 0 until that is known."""
+        if self.start_seconds is None or self.first_token_seconds is None:
+            return 0.0
+        return self.first_token_seconds - self.start_seconds
 
     @property
     def num_prompt_tokens(self) -> int:

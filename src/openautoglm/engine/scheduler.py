@@ -15,6 +15,7 @@ alone every admitted sequence fits the pool; so the best one always advances and
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from dataclasses import dataclass
 
@@ -45,6 +46,13 @@ class Schedule:
 
     rows: list[ScheduledRow]
     num_tokens: int
+
+    def stamp(self) -> None:
+        """Note the time for requests that start with this step."""
+        now = time.monotonic()
+        for row in self.rows:
+            if row.sequence.request.start_seconds is None:
+                row.sequence.request.start_seconds = now
 
 
 class Scheduler:

@@ -78,10 +78,10 @@ _MROPE: dict[str, object] = {
 
 def debug_config(model_type: str) -> dict[str, object]:
     """Return a fresh debug-size config; raise `UnknownModelTypeError` for a type that is not known."""
-    builder = _CONFIGS.get(model_type)
-    if builder is None:
+    config = _CONFIGS.get(model_type)
+    if config is None:
         raise UnknownModelTypeError(f"no debug config for {model_type!r}: known are {', '.join(_CONFIGS)}")
-    return _copied({"model_type": model_type, **builder})
+    return _copied({"model_type": model_type, **config})
 
 
 def _without(config: dict[str, object], *keys: str) -> dict[str, object]:

@@ -10,8 +10,9 @@ HARMLESS_KEYS = frozenset(
         # provenance and bookkeeping; auto_map names code, which is never run
         "_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "attn_implementation", "auto_map",
         "custom_pipelines", "dtype", "finetuning_task", "is_decoder", "is_llama_config",
-        "keys_to_ignore_at_inference", "language", "license", "model_type", "name_or_path", "tokenizer_class", "torch_dtype", "torchscript",
-        "transformers_version", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+        "keys_to_ignore_at_inference", "language", "license", "model_type", "name_or_path", "tokenizer_class",
+        "torch_dtype", "torchscript", "transformers_version", "transformers.js_config",
+        "unsloth_fixed", "unsloth_version",
         # training
         "attention_dropout", "attn_pdrop", "bias_dropout_fusion", "classifier_dropout", "embd_pdrop",
         "gradient_checkpointing", "hidden_dropout", "hidden_dropout_prob", "initializer_range", "output_router_logits",

@@ -13,11 +13,11 @@ from openautoglm.spec.tokenizer import TokenizerSize
 from openautoglm.units import KIB, MIB
 
 # Interpreter, numpy, tokenizers, msgspec, click and this package's own code and extension, private or mapped.
-PROCESS_BASE_BYTES = 72 * MIB
+PROCESS_BASE_BYTES = 68 * MIB
 # The killable process that renders chat templates.
 TEMPLATE_PROCESS_BYTES = 16 * MIB
 # The HTTP process of a server: the same interpreter with FastAPI, uvicorn and pydantic; it tokenises too.
-HTTP_PROCESS_BYTES = 96 * MIB
+HTTP_PROCESS_BYTES = 64 * MIB
 # A loaded tokenizer.json: fitted to vocabularies of 4 k to 152 k entries with 4 k to 336 k merges. (Parsing takes a
 # fifth more, before anything else is loaded.)
 TOKENIZER_BASE_BYTES = 3 * MIB // 2

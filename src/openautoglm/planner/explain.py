@@ -97,17 +97,18 @@ def receipt_table(plan: Plan, measured: MeasuredMemory) -> str:
         ("runtime", planned.runtime_bytes, measured.runtime_bytes),
     ]
     cells = [
-        (f"  {name}", format_bytes(plan_bytes), format_bytes(bytes_), _percent(bytes_, plan_bytes))
+        (f"  {name}", format_bytes(plan_bytes), format_bytes(bytes_), _percent(bytes_, plan_bytes), "")
         for name, plan_bytes, bytes_ in rows
     ]
     unaccounted = measured.unaccounted_bytes
     note = "allocated, not touched yet" if unaccounted < 0 else "explained by no component"
-    cells.append(("  unaccounted", "", format_bytes(unaccounted), note))
-    peak = (format_bytes(planned.peak_bytes), format_bytes(measured.peak_bytes))
-    resident = format_bytes(measured.resident_bytes)
-    cells.append(("  resident now", "", resident, _percent(measured.resident_bytes, planned.peak_bytes)))
-    cells.append(("  peak so far", *peak, _percent(measured.peak_bytes, planned.peak_bytes)))
-    return "\n".join([f"receipt for {plan.model}", *_columns([("  component", "planned", "measured", ""), *cells])])
+    cells.append(("  unaccounted", "", format_bytes(unaccounted), "", note))
+    for name, bytes_ in (("resident now", measured.resident_bytes), ("peak so far", measured.peak_bytes)):
+        share = _percent(bytes_, planned.peak_bytes)
+        cells.append((f"  {name}", format_bytes(planned.peak_bytes), format_bytes(bytes_), share, ""))
+    return "\n".join(
+        [f"receipt for {plan.model}", *_columns([("  component", "planned", "measured", "share", ""), *cells])]
+    )
 
 
 def plan_as_dict(plan: Plan) -> dict[str, object]:

@@ -53,6 +53,12 @@ class Metrics:
         self._decode = histogram(
             "vllm:request_decode_time_seconds", "Time from a request's first token to its end.", _REQUEST_BUCKETS
         )
+        self._queue = histogram(
+            "vllm:request_queue_time_seconds", "Time from a prompt's arrival to its first step.", _REQUEST_BUCKETS
+        )
+        self._prefill = histogram(
+            "vllm:request_prefill_time_seconds", "Time from a prompt's first step to its first token.", _REQUEST_BUCKETS
+        )
         self._finished = Counter(
             "vllm:request_success",
             "Choices that ended, by reason.",
@@ -88,6 +94,11 @@ class Metrics:
         for _ in range(num_tokens):
             self._next_token.observe(seconds / num_tokens)
 
+    def observe_start(self, queue_seconds: float, prefill_seconds: float) -> None:
+        """Record how long a prompt waited for its first step, and from there to its first token."""
+        self._queue.observe(queue_seconds)
+        self._prefill.observe(prefill_seconds)
+
     def observe_end(self, end_to_end_seconds: float, decode_seconds: float | None) -> None:
         """Record a request's whole time, and the part after its first token."""
         self._end_to_end.observe(end_to_end_seconds)
@@ -116,6 +127,8 @@ class RequestMeter:
             if self.first is None:
                 self.first = now
                 self.metrics.observe_first_token(now - self.begin)
+            if event.choice == 0 and before is None:
+                self.metrics.observe_start(event.queue_seconds, event.prefill_seconds)
             if before is not None:
                 self.metrics.observe_next_tokens(now - before, len(event.tokens))
             self.last[prompt, event.choice] = now
