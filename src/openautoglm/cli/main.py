@@ -13,7 +13,6 @@ from openautoglm.log import configure_logging
 from openautoglm.settings import command_defaults, resolve_settings
 
 INTERRUPTED_EXIT_CODE = 130
-_CONFIGURED = ("run", "serve", "plan", "bench")
 
 # Name and one-line help; a command lives in openautoglm.cli.<name> as <name>_command.
 _COMMANDS = {
@@ -66,7 +65,6 @@ def cli(context: click.Context, log_level: str) -> None:
     MODEL is a checkpoint directory, a Hugging Face id (org/name[:quant][@revision]), or "demo" for the embedded
     model. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory, 130 interrupted.
     """
-
     configure_logging(log_level)
     context.default_map = command_defaults(resolve_settings(), tuple(_COMMANDS))
 
