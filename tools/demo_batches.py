@@ -17,7 +17,7 @@ TokenArray = npt.NDArray[np.uint16]
 
 TEST_SHARE = 0.07
 # Each variant draws the phrasings anew; more variants than passes over the data would be waste.
-NUM_CONVERSATION_VARIANTS = 2
+NUM_CONVERSATION_VARIANTS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

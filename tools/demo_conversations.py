@@ -17,9 +17,19 @@ Conversation = list[Turn]
 
 MAX_ANSWER_CHARACTERS = 600
 MAX_SOURCE_LINES = 12
+SHOWCASE_COPIES = 250
 FIRST_COPIES = 20
 POPULAR_COPIES = 4
 
+# The names in the documentation's examples: these answers are meant to be known by heart.
+SHOWCASE = frozenset((
+    "textwrap", "textwrap.dedent", "textwrap.fill", "textwrap.wrap", "textwrap.shorten", "textwrap.indent", "len",
+    "print", "sum", "sorted", "range", "zip", "map", "max", "min", "abs", "open", "input", "isinstance", "enumerate",
+    "json.dumps", "json.loads", "json.dump", "json.load", "os.path.join", "os.path.exists", "os.path.basename",
+    "os.makedirs", "shutil.copyfile", "shutil.rmtree", "shutil.copy", "statistics.mean", "statistics.median",
+    "math.sqrt", "math.gcd", "math.floor", "heapq.heappush", "bisect.bisect_left", "copy.deepcopy", "glob.glob",
+    "functools.lru_cache", "functools.partial", "itertools.chain", "itertools.product", "collections.Counter",
+))
 # What a newcomer asks about first is repeated, because a small model remembers only what it sees often.
 FIRST_MODULES = frozenset((
     "native", "textwrap", "json", "os.path", "posixpath", "shutil", "random", "statistics", "heapq", "bisect", "copy",
@@ -185,6 +195,8 @@ def entries(documents: list[Document], topics: list[Document]) -> list[Entry]:
 
 
 def _num_copies(entry: Entry) -> int:
+    if entry.name in SHOWCASE:
+        return SHOWCASE_COPIES
     if entry.module in FIRST_MODULES:
         return FIRST_COPIES
     return POPULAR_COPIES if entry.module in POPULAR_MODULES else 1

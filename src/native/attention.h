@@ -54,15 +54,17 @@ struct AttentionScratch {
 
 inline size_t attention_scratch_bytes(int head_dim, int) {
   const size_t padded = static_cast<size_t>(round_up(head_dim, 16));
-  return sizeof(float) * ((2 * kSharedRows + kFloatRows) * padded + 2 * kFloatRows * kPartitionTokens + 2 * kSharedRows) + 512;
+  return sizeof(float) *
+             ((2 * kSharedRows + kFloatRows) * padded + 2 * kFloatRows * kPartitionTokens + 2 * kSharedRows) +
+         512;
 }
 
 // A panel of rows [first, first + height) of the call (row = query * group_heads + head) within one partition.
 struct RowPanel {
   int height;
-  const float* query;         // packed
-  Span keys[kFloatRows];      // visible keys of each row in this partition; may be empty
-  Span all;                   // their union, contiguous
+  const float* query;     // packed
+  Span keys[kFloatRows];  // visible keys of each row in this partition; may be empty
+  Span all;               // their union, contiguous
   float max[kFloatRows], sum[kFloatRows];
 };
 
@@ -70,7 +72,8 @@ template <class Step>
 inline void pack_query(const AttentionCall& call, int64_t first, int height, float* packed) {
   for (int r = 0; r < height; ++r) {
     const int64_t row = first + r;
-    const float* source = call.query + row / call.group_heads * call.query_stride + row % call.group_heads * call.head_dim;
+    const float* source =
+        call.query + row / call.group_heads * call.query_stride + row % call.group_heads * call.head_dim;
     for (int64_t i = 0; i < call.head_dim / Step::kInputs; ++i) {
       Step::pack(source + i * Step::kInputs, packed + i * Step::kWords * height + r, height);
     }
@@ -141,8 +144,8 @@ constexpr int kWeightStride = kPartitionTokens * Step::kWords / Step::kInputs;
 // One row's share of the value product over units [begin, end) of keys (a key, or a pair of keys): the edges, where a
 // unit may hold a key that this row must not see.
 template <class Step>
-inline void add_edge_values(const AttentionCall& call, const Span& keys, int64_t begin, int64_t end, const float* weights,
-                            float* partial) {
+inline void add_edge_values(const AttentionCall& call, const Span& keys, int64_t begin, int64_t end,
+                            const float* weights, float* partial) {
   constexpr int64_t kUnits = kBlockTokens / Step::kInputs;
   const int64_t key_bytes = kBlockTokens * call.head_dim * kElementBytes<Step>;
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -183,15 +186,18 @@ inline void add_shared_values(const AttentionCall& call, int height, int64_t beg
         line[1] = line[0] + 64;
       };
       for (; d + 32 <= call.head_dim; d += 32) {
-        product<Step, h, 2, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim, false);
+        product<Step, h, 2, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim,
+                                                           false);
       }
       if (d + 16 <= call.head_dim) {
-        product<Step, h, 1, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim, false);
+        product<Step, h, 1, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim,
+                                                           false);
         d += 16;
       }
       if (d < call.head_dim) {
         lines.lanes = call.head_dim - static_cast<int>(d);
-        product<Step, h, 1, 1, kWeightStride<Step>, true>(lines, segments, segment, panel, partial + d, padded_dim, false);
+        product<Step, h, 1, 1, kWeightStride<Step>, true>(lines, segments, segment, panel, partial + d, padded_dim,
+                                                          false);
       }
       from += segments * steps;
     }
@@ -233,7 +239,8 @@ inline void attend_partition(const AttentionCall& call, RowPanel& panel, const A
 }
 
 // Join a partition's state to the state of the partitions before it; {-inf, 0} is the empty state.
-inline void merge_state(float& max, float& sum, float* out, float other_max, float other_sum, const float* other, int64_t n) {
+inline void merge_state(float& max, float& sum, float* out, float other_max, float other_sum, const float* other,
+                        int64_t n) {
   if (other_sum == 0.0f && other_max == kMinusInfinity) return;
   const bool first = sum == 0.0f && max == kMinusInfinity;
   const float highest = first || other_max > max ? other_max : max;
@@ -300,11 +307,11 @@ inline void attention_rows(const AttentionCall& call) {
     }
     const Span keys{visible_keys(call, first / call.group_heads).begin,
                     visible_keys(call, (first + panels.rows - 1) / call.group_heads).end};
-    for_each_partial<Step>(call, first, panels, keys.begin / kPartitionTokens,
-                           (keys.end + kPartitionTokens - 1) / kPartitionTokens, s,
-                           [&](int64_t, int64_t r, float max, float sum, const float* partial) {
-                             merge_state(s.max[r], s.sum[r], s.out + r * s.padded_dim, max, sum, partial, call.head_dim);
-                           });
+    for_each_partial<Step>(
+        call, first, panels, keys.begin / kPartitionTokens, (keys.end + kPartitionTokens - 1) / kPartitionTokens, s,
+        [&](int64_t, int64_t r, float max, float sum, const float* partial) {
+          merge_state(s.max[r], s.sum[r], s.out + r * s.padded_dim, max, sum, partial, call.head_dim);
+        });
     for (int64_t r = 0; r < panels.rows; ++r) {
       const int64_t row = first + r;
       finish_row(s.out + r * s.padded_dim, s.sum[r], call.head_dim,
@@ -338,7 +345,8 @@ inline void attention_partials(const AttentionCall& call, int64_t begin, int64_t
                                     : partial_rows<F32Step>(call, begin, end, partials);
 }
 
-inline void attention_merge(const float* partials, int64_t begin, int64_t end, int group_heads, int head_dim, float* out) {
+inline void attention_merge(const float* partials, int64_t begin, int64_t end, int group_heads, int head_dim,
+                            float* out) {
   const int64_t state = head_dim + 2;
   for (int h = 0; h < group_heads; ++h) {
     float* to = out + int64_t{h} * head_dim;
@@ -353,7 +361,8 @@ inline void attention_merge(const float* partials, int64_t begin, int64_t end, i
 
 // ---- storing keys and values ----
 
-inline void store_kv(KvFormat format, uint8_t* block_head, int slot, const float* key, const float* value, int head_dim) {
+inline void store_kv(KvFormat format, uint8_t* block_head, int slot, const float* key, const float* value,
+                     int head_dim) {
   if (format == KvFormat::kF32) {
     float* keys = reinterpret_cast<float*>(block_head);
     for (int d = 0; d < head_dim; ++d) keys[d * kBlockTokens + slot] = key[d];

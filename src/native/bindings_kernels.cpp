@@ -31,8 +31,8 @@ struct PackedMatrix {
 };
 
 // Source rows as f32, f16, or uint16 that holds bf16 bits.
-PackedMatrix* pack(const std::string& format, int group, nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> source,
-                   const std::string& isa) {
+PackedMatrix* pack(const std::string& format, int group,
+                   nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> source, const std::string& isa) {
   SourceType type = SourceType::kF32;
   if (source.dtype() == nb::dtype<uint16_t>()) {
     type = SourceType::kBf16;
@@ -44,7 +44,12 @@ PackedMatrix* pack(const std::string& format, int group, nb::ndarray<nb::ro, nb:
   auto packed = std::make_unique<PackedMatrix>();
   packed->format_name = format;
   Matrix& m = packed->matrix;
-  m = {weight_format(format), static_cast<int64_t>(source.shape(0)), static_cast<int64_t>(source.shape(1)), group, 0, nullptr};
+  m = {weight_format(format),
+       static_cast<int64_t>(source.shape(0)),
+       static_cast<int64_t>(source.shape(1)),
+       group,
+       0,
+       nullptr};
   check_group(m.format, group);
   require(m.n > 0 && m.k > 0 && m.k <= kMaxInputs, "a matrix has at least one output and 1 to 131072 inputs");
   m.tile_bytes = packed_tile_bytes(m.format, m.k, group);
@@ -59,8 +64,9 @@ PackedMatrix* pack(const std::string& format, int group, nb::ndarray<nb::ro, nb:
                                        reinterpret_cast<float*>(buffer.get()));
   }
   if (bad >= 0) {
-    throw nb::value_error(("row " + std::to_string(bad) + " holds a weight that is not finite or that " + format +
-                           " cannot hold").c_str());
+    throw nb::value_error(
+        ("row " + std::to_string(bad) + " holds a weight that is not finite or that " + format + " cannot hold")
+            .c_str());
   }
   return packed.release();
 }
@@ -83,9 +89,9 @@ Quantised quantize(const std::string& isa, Rows<const float> x, bool per_token) 
   auto values = new_rows<int8_t>(rows, groups * kActivationGroup);
   auto scales = new_rows<float>(rows, groups);
   auto sums = new_rows<int32_t>(rows, groups * 4);
-  kernels_named(isa).quantize_rows(x.data(), static_cast<int64_t>(k), static_cast<int64_t>(rows), static_cast<int64_t>(k),
-                                   per_token, values.data(), static_cast<int64_t>(groups) * kActivationGroup,
-                                   scales.data(), static_cast<int64_t>(groups), sums.data());
+  kernels_named(isa).quantize_rows(
+      x.data(), static_cast<int64_t>(k), static_cast<int64_t>(rows), static_cast<int64_t>(k), per_token, values.data(),
+      static_cast<int64_t>(groups) * kActivationGroup, scales.data(), static_cast<int64_t>(groups), sums.data());
   return {values, scales, sums};
 }
 
@@ -98,7 +104,8 @@ void run_gemm(const Kernels& kernels, const PackedMatrix& packed, const Activati
   require(epilogue == "store" || epilogue == "add" || epilogue == "swiglu", "epilogue is store, add or swiglu");
   const bool swiglu = epilogue == "swiglu";
   require(!swiglu || (packed.matrix.n % 2 == 0 && !bias), "swiglu needs pairs of outputs and takes no bias");
-  require(static_cast<int64_t>(out.shape(1)) == (swiglu ? packed.matrix.n / 2 : packed.matrix.n), "out has wrong columns");
+  require(static_cast<int64_t>(out.shape(1)) == (swiglu ? packed.matrix.n / 2 : packed.matrix.n),
+          "out has wrong columns");
   require(!bias || static_cast<int64_t>(bias->shape(0)) == packed.matrix.n, "bias has the wrong length");
   if (range.row_end < 0) range.row_end = static_cast<int64_t>(out.shape(0));
   if (range.tile_end < 0) range.tile_end = packed.num_tiles();
@@ -106,10 +113,19 @@ void run_gemm(const Kernels& kernels, const PackedMatrix& packed, const Activati
               range.tile_end <= packed.num_tiles(),
           "the range of rows or tiles is out of bounds");
   const AlignedBytes scratch = allocate_bytes(kernels.gemm_scratch_bytes());
-  const GemmCall call{&packed.matrix, &activations, range.row_begin, range.row_end, range.tile_begin, range.tile_end,
+  const GemmCall call{&packed.matrix,
+                      &activations,
+                      range.row_begin,
+                      range.row_end,
+                      range.tile_begin,
+                      range.tile_end,
                       bias ? bias->data() : nullptr,
-                      swiglu ? Epilogue::kSwiGlu : epilogue == "add" ? Epilogue::kAdd : Epilogue::kStore,
-                      out.data(), static_cast<int64_t>(out.shape(1)), scratch.get()};
+                      swiglu              ? Epilogue::kSwiGlu
+                      : epilogue == "add" ? Epilogue::kAdd
+                                          : Epilogue::kStore,
+                      out.data(),
+                      static_cast<int64_t>(out.shape(1)),
+                      scratch.get()};
   const nb::gil_scoped_release release;
   for (int i = 0; i < repeat; ++i) kernels.gemm(call);
 }
@@ -120,11 +136,12 @@ void gemm_floats(const std::string& isa, const PackedMatrix& packed, Rows<const 
   require(packed.matrix.format <= WeightFormat::kBf16, "this matrix takes quantised activations: use gemm_quantised");
   require(x.shape(0) == out.shape(0) && static_cast<int64_t>(x.shape(1)) == packed.matrix.k, "x has the wrong shape");
   const Activations activations{nullptr, nullptr, nullptr, 0, 0, x.data(), packed.matrix.k};
-  run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out, repeat);
+  run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out,
+           repeat);
 }
 
-void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<const int8_t> values, Rows<const float> scales,
-                    Rows<const int32_t> sums, Rows<float> out, const std::string& epilogue,
+void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<const int8_t> values,
+                    Rows<const float> scales, Rows<const int32_t> sums, Rows<float> out, const std::string& epilogue,
                     const std::optional<Row<const float>>& bias, int64_t row_begin, int64_t row_end, int64_t tile_begin,
                     int64_t tile_end, int repeat) {
   require(packed.matrix.format > WeightFormat::kBf16, "this matrix takes float activations: use gemm_floats");
@@ -132,9 +149,15 @@ void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<con
   require(values.shape(0) == rows && values.shape(1) == groups * kActivationGroup && scales.shape(0) == rows &&
               scales.shape(1) == groups && sums.shape(0) == rows && sums.shape(1) == groups * 4,
           "the quantised activations have the wrong shape");
-  const Activations activations{values.data(), scales.data(), sums.data(), static_cast<int64_t>(values.shape(1)),
-                                static_cast<int64_t>(groups), nullptr, 0};
-  run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out, repeat);
+  const Activations activations{values.data(),
+                                scales.data(),
+                                sums.data(),
+                                static_cast<int64_t>(values.shape(1)),
+                                static_cast<int64_t>(groups),
+                                nullptr,
+                                0};
+  run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out,
+           repeat);
 }
 
 void bind_rows(nb::module_& m) {
@@ -145,7 +168,8 @@ void bind_rows(nb::module_& m) {
     return out;
   });
   m.def("rotary", [](const std::string& isa, Row<float> head, Row<const float> cos, Row<const float> sin) {
-    require(cos.shape(0) == sin.shape(0) && 2 * cos.shape(0) <= head.shape(0), "cos and sin have half the rotated length");
+    require(cos.shape(0) == sin.shape(0) && 2 * cos.shape(0) <= head.shape(0),
+            "cos and sin have half the rotated length");
     kernels_named(isa).rotary(head.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.shape(0)));
   });
   m.def("add", [](const std::string& isa, Row<float> x, Row<const float> y) {
@@ -168,7 +192,11 @@ double measure_peak(const std::string& kind, int num_threads, double seconds, co
   require(num_threads > 0 && seconds > 0.0, "a probe needs at least one thread and some time");
   const Kernels& kernels = kernels_named(isa);
   const nb::gil_scoped_release release;
-  return probe_peak(kernels, kind == "int8" ? Peak::kInt8 : kind == "bf16" ? Peak::kBf16 : Peak::kF32, num_threads, seconds);
+  return probe_peak(kernels,
+                    kind == "int8"   ? Peak::kInt8
+                    : kind == "bf16" ? Peak::kBf16
+                                     : Peak::kF32,
+                    num_threads, seconds);
 }
 
 double measure_read_bandwidth(int num_threads, size_t bytes, bool huge, int rounds) {
@@ -183,18 +211,25 @@ double measure_read_bandwidth(int num_threads, size_t bytes, bool huge, int roun
 void bind_kernels(nanobind::module_& m) {
   using namespace oag;
   using namespace nb::literals;
-  m.def("available_isas", [] {
-    std::vector<std::string> names;
-    for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16()}) {
-      if (k != nullptr) names.emplace_back(k->name);
-    }
-    return names;
-  }, "Instruction sets this processor can run, the best last.");
+  m.def(
+      "available_isas",
+      [] {
+        std::vector<std::string> names;
+        for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16()}) {
+          if (k != nullptr) names.emplace_back(k->name);
+        }
+        return names;
+      },
+      "Instruction sets this processor can run, the best last.");
   m.def("selected_isa", [](const std::string& isa) { return std::string(kernels_named(isa).name); }, "isa"_a = "");
-  m.def("packed_bytes", [](const std::string& format, int64_t n, int64_t k, int group) {
-    check_group(weight_format(format), group);
-    return static_cast<size_t>((n + kTileOutputs - 1) / kTileOutputs) * packed_tile_bytes(weight_format(format), k, group);
-  }, "format"_a, "n"_a, "k"_a, "group"_a);
+  m.def(
+      "packed_bytes",
+      [](const std::string& format, int64_t n, int64_t k, int group) {
+        check_group(weight_format(format), group);
+        return static_cast<size_t>((n + kTileOutputs - 1) / kTileOutputs) *
+               packed_tile_bytes(weight_format(format), k, group);
+      },
+      "format"_a, "n"_a, "k"_a, "group"_a);
   nb::class_<PackedMatrix>(m, "PackedMatrix", "A packed matrix of n outputs by k inputs.")
       .def_prop_ro("format", [](const PackedMatrix& p) { return p.format_name; })
       .def_prop_ro("n", [](const PackedMatrix& p) { return p.matrix.n; })

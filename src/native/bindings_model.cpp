@@ -81,7 +81,8 @@ struct SampleReader {
     take(reader, "bias_offsets", {rows + 1}, arrays.bias_offsets);
     arrays.num_bias_tokens = take(reader, "bias_tokens", {-1}, arrays.bias_tokens);
     take(reader, "bias_values", {arrays.num_bias_tokens}, arrays.bias_values);
-    if (reader.has("allowed_tokens")) take(reader, "allowed_tokens", {rows, (vocab_size + 31) / 32}, arrays.allowed_tokens);
+    if (reader.has("allowed_tokens"))
+      take(reader, "allowed_tokens", {rows, (vocab_size + 31) / 32}, arrays.allowed_tokens);
   }
 
   template <class T>

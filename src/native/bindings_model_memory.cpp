@@ -19,7 +19,8 @@ using ShapeTuple = std::tuple<int, int64_t, int64_t, int>;
 std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples) {
   std::vector<MatrixShape> shapes;
   for (const auto& [format, outputs, inputs, group] : tuples) {
-    if (format < 0 || format > static_cast<int>(WeightFormat::kNf4)) throw std::invalid_argument("unknown weight format");
+    if (format < 0 || format > static_cast<int>(WeightFormat::kNf4))
+      throw std::invalid_argument("unknown weight format");
     shapes.push_back({static_cast<WeightFormat>(format), outputs, inputs, group});
   }
   return shapes;
@@ -60,6 +61,11 @@ void bind_memory(nb::module_& m) {
       .def("pack_rows", pack, "index"_a, "row_begin"_a, "row_step"_a, "rows"_a)
       .def("matrix_bytes", &WeightStore::matrix_bytes, "index"_a)
       .def("rows_packed", &WeightStore::rows_packed, "index"_a)
+      .def("arena",
+           [](nb::handle_t<WeightStore> self) {
+             auto& store = nb::cast<WeightStore&>(self);
+             return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(store.arena(), {store.packed_bytes()}, self);
+           })
       .def_prop_ro("packed_bytes", &WeightStore::packed_bytes)
       .def_prop_ro("allocated_bytes", &WeightStore::allocated_bytes);
 

@@ -14,6 +14,7 @@ namespace oag {
 namespace {
 
 constexpr int64_t kRowBlock = 96;                   // rows of a product that go through the weights together
+constexpr int64_t kPanelRows = 12;                  // rows that a kernel's registers hold at most
 constexpr int64_t kFewRows = 4;                     // up to here, reading the weights is what takes the time
 constexpr int64_t kChunkBytes = int64_t{96} << 10;  // weights per claim then: a stream long enough to prefetch
 constexpr int64_t kChunkTiles = 16;                 // weights per claim else: packing the rows is paid once per claim
@@ -23,6 +24,17 @@ const Kernels& kernels_named(const std::string& name) {
   if (kernels == nullptr)
     throw std::invalid_argument("instruction set \"" + name + "\" is unknown or not supported by this processor");
   return *kernels;
+}
+
+// How many ranges of tiles a product is cut into. One row block: a multiple of the number of threads, so that equally
+// fast ones end together; several: enough units for all, but long ranges.
+int64_t count_parts(const Matrix& matrix, int64_t num_tiles, int64_t num_rows, int64_t num_blocks, int num_threads) {
+  const int64_t chunk =
+      num_rows <= kFewRows ? kChunkBytes / static_cast<int64_t>(matrix.tile_bytes) + 1 : kChunkTiles;
+  const int64_t num_chunks = (num_tiles + chunk - 1) / chunk;
+  const int64_t wanted = num_blocks == 1 ? round_up(num_chunks, num_threads)
+                                         : std::max(num_chunks, (3 * num_threads + num_blocks - 1) / num_blocks);
+  return std::min(num_tiles, wanted);
 }
 
 int64_t rows_per_claim(int64_t num_rows, int num_threads) {
@@ -169,15 +181,13 @@ void Decoder::multiply(int thread, int64_t index, const ActivationRows& rows, in
                                 num_groups,  rows.floats, matrix.k};
   const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
   const int64_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
-  const int64_t chunk =
-      num_rows <= kFewRows ? kChunkBytes / static_cast<int64_t>(matrix.tile_bytes) + 1 : kChunkTiles;
-  // A multiple of the number of threads, so that equally fast ones end together.
-  const int64_t num_chunks = std::min(num_tiles, round_up((num_tiles + chunk - 1) / chunk, num_threads()));
+  const int64_t block_rows = round_up((num_rows + num_blocks - 1) / num_blocks, kPanelRows);
+  const int64_t num_parts = count_parts(matrix, num_tiles, num_rows, num_blocks, num_threads());
   int64_t unit, end;
-  while (pool_->claim(num_chunks * num_blocks, 1, &unit, &end)) {
-    const int64_t part = unit / num_blocks, block = unit % num_blocks;
-    kernels_.gemm({&matrix, &activations, num_rows * block / num_blocks, num_rows * (block + 1) / num_blocks,
-                   num_tiles * part / num_chunks, num_tiles * (part + 1) / num_chunks, bias, epilogue, out, out_stride,
+  while (pool_->claim(num_parts * num_blocks, 1, &unit, &end)) {
+    const int64_t part = unit / num_blocks, row = unit % num_blocks * block_rows;
+    kernels_.gemm({&matrix, &activations, row, std::min(row + block_rows, num_rows), num_tiles * part / num_parts,
+                   num_tiles * (part + 1) / num_parts, bias, epilogue, out, out_stride,
                    workspace_.threads[static_cast<size_t>(thread)].gemm});
   }
   pool_->barrier();

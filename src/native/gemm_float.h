@@ -52,7 +52,8 @@ inline void pack_float_panel(const GemmCall& call, int64_t row, int height, int6
     const float* source = call.activations->floats + (row + r) * call.activations->float_stride;
     float* to = panel + r;
     int64_t i = 0;
-    for (; (i + 1) * Step::kInputs <= k; ++i) Step::pack(source + i * Step::kInputs, to + i * Step::kWords * height, height);
+    for (; (i + 1) * Step::kInputs <= k; ++i)
+      Step::pack(source + i * Step::kInputs, to + i * Step::kWords * height, height);
     if (i < steps) {  // an odd last input
       const float pair[2] = {source[i * Step::kInputs], 0.0f};
       Step::pack(pair, to + i * Step::kWords * height, height);
@@ -74,7 +75,8 @@ inline void gemm_float(const GemmCall& call) {
     const int64_t first = call.row_begin + begin;
     const Panels panels(at_most(pass, rows - begin), kFloatRows);
     for (int64_t p = 0; p < panels.count; ++p) {
-      pack_float_panel<Step>(call, first + panels.begin(p), panels.height(p), steps, packed + panels.begin(p) * row_words);
+      pack_float_panel<Step>(call, first + panels.begin(p), panels.height(p), steps,
+                             packed + panels.begin(p) * row_words);
     }
     const int64_t chunk = panels.count == 1 ? steps : 128;  // 16 KiB of weights serve all panels from the L1 cache
     for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {

@@ -56,7 +56,8 @@ inline void gemm_int(const GemmCall& call) {
 }
 
 inline size_t gemm_scratch_bytes() {
-  return kPanelBudget + (kPassRows + kChunkGroups * 4) * kTileOutputs * sizeof(float) + kChunkGroups * kBlockWeights + 512;
+  return kPanelBudget + (kPassRows + kChunkGroups * 4) * kTileOutputs * sizeof(float) + kChunkGroups * kBlockWeights +
+         512;
 }
 
 inline void gemm(const GemmCall& call) {

@@ -49,7 +49,8 @@ inline void pack_int_panel(const Activations& from, const IntShape& shape, int64
 
 // Call kernel(height, values, scales, offsets, acc) for each panel, from group `begin` on.
 template <class Kernel>
-inline void run_int_panels(const IntShape& shape, const IntScratch& s, const Panels& panels, int64_t begin, Kernel kernel) {
+inline void run_int_panels(const IntShape& shape, const IntScratch& s, const Panels& panels, int64_t begin,
+                           Kernel kernel) {
   for (int64_t p = 0; p < panels.count; ++p) {
     const int64_t row = panels.begin(p);
     const int height = panels.height(p);

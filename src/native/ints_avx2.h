@@ -63,7 +63,8 @@ __attribute__((noinline)) void int_panel(const uint8_t* weights, const float* we
   }
 }
 
-inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights, float* weight_scales) {
+inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,
+                           float* weight_scales) {
   const bool is_int4 = format == WeightFormat::kInt4;
   const __m256i low_mask = _mm256_set1_epi8(15);
   alignas(16) uint8_t codes[16];
@@ -76,8 +77,9 @@ inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block,
       __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_mask);
       if (is_int4) {
         const uint8_t* zeros = block + nibble_zeros_offset(group) + step * 8 / group * kTileOutputs + line * 8;
-        const __m256i spread = _mm256_mullo_epi32(
-            _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros))), _mm256_set1_epi32(0x01010101));
+        const __m256i spread =
+            _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros))),
+                               _mm256_set1_epi32(0x01010101));
         const __m256i offset = _mm256_sub_epi8(_mm256_set1_epi8(-128), spread);
         low = _mm256_add_epi8(low, offset);
         high = _mm256_add_epi8(high, offset);
@@ -98,18 +100,21 @@ inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block,
 }
 
 #define OAG_PEAK_ONE(n) "vfmadd231ps %%ymm14,%%ymm15,%%ymm" #n "\n\t"
-#define OAG_PEAK_DOT(n) "vpmaddubsw %%ymm14,%%ymm15,%%ymm13\n\tvpmaddwd %%ymm14,%%ymm13,%%ymm13\n\tvpaddd %%ymm13,%%ymm" #n ",%%ymm" #n "\n\t"
-#define OAG_PEAK_LOOP(op)                                                                                       \
-  for (int64_t i = 0; i < rounds; ++i) {                                                                        \
-    __asm__ volatile(op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11)::                \
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \
-                           "xmm10", "xmm11", "xmm13");                                                          \
+#define OAG_PEAK_DOT(n)                                                                                                \
+  "vpmaddubsw %%ymm14,%%ymm15,%%ymm13\n\tvpmaddwd %%ymm14,%%ymm13,%%ymm13\n\tvpaddd %%ymm13,%%ymm" #n ",%%ymm" #n "\n" \
+                                                                                                                  "\t"
+#define OAG_PEAK_LOOP(op)                                                                                           \
+  for (int64_t i = 0; i < rounds; ++i) {                                                                            \
+    __asm__ volatile(op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11)::                    \
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+                           "xmm11", "xmm13");                                                                       \
   }
 
 inline double peak(Peak kind, int64_t rounds) {
   if (kind == Peak::kBf16) return 0.0;
-  __asm__ volatile("vzeroall" ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
-                   "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  __asm__ volatile("vzeroall" ::
+                       : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                         "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
   const double dots = 12.0 * 8.0 * static_cast<double>(rounds);  // lanes of twelve registers
   if (kind == Peak::kInt8) {
     OAG_PEAK_LOOP(OAG_PEAK_DOT)

@@ -86,14 +86,14 @@ inline __m512i nf4_table() {
 }
 
 inline __m512 block_scales(const uint8_t* block, int index, float unit) {
-  uint16_t halves[16];
-  std::memcpy(halves, block + nibble_scales_offset() + index * 2, sizeof halves);
-  return _mm512_mul_ps(vload_half(halves).v, _mm512_set1_ps(unit));
+  const __m256i halves =
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + nibble_scales_offset() + index * 2));
+  return _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(unit));
 }
 
 // Rows straight from the nibble blocks. int4: `offsets` hold the sums as floats, times the zero points an exact
-// correction in fp32 (all magnitudes are below 2^24); nf4: -128 times the sums. A few rows keep the sums of low and high nibbles
-// apart, so that no dot product waits for the one before.
+// correction in fp32 (all magnitudes are below 2^24); nf4: -128 times the sums. A few rows keep the sums of low and
+// high nibbles apart, so that no dot product waits for the one before.
 template <int kRows, bool kInt4>
 __attribute__((noinline)) void nibble_panel(int group, const uint8_t* block, int64_t num_blocks, const int32_t* values,
                                             const float* scales, const int32_t* offsets, float* acc) {
@@ -139,7 +139,8 @@ __attribute__((noinline)) void nibble_panel(int group, const uint8_t* block, int
           __m512i total = sums[r][half][0];
           if constexpr (kChains == 2) total = _mm512_add_epi32(total, sums[r][half][1]);
           __m512 sum = _mm512_cvtepi32_ps(total);
-          if constexpr (kInt4) sum = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(bits_float(static_cast<uint32_t>(offsets[r]))), sum);
+          if constexpr (kInt4)
+            sum = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(bits_float(static_cast<uint32_t>(offsets[r]))), sum);
           const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scales[r]), weight_scale);
           float* to = acc + r * kTileOutputs + half * 16;
           _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, factor, _mm512_loadu_ps(to)));

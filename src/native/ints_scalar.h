@@ -32,7 +32,8 @@ inline void int_panel(const uint8_t* weights, const float* weight_scales, int fl
     const float* group_scales = scales + flush * flush_steps / 32 * kRows;
     for (int r = 0; r < kRows; ++r) {
       for (int o = 0; o < kTileOutputs; ++o) {
-        const float factor = weight_scales ? group_scales[r] * weight_scales[flush * kTileOutputs + o] : group_scales[r];
+        const float factor =
+            weight_scales ? group_scales[r] * weight_scales[flush * kTileOutputs + o] : group_scales[r];
         float& to = acc[r * kTileOutputs + o];
         to = __builtin_fmaf(static_cast<float>(sums[r][o]), factor, to);
       }
@@ -40,7 +41,8 @@ inline void int_panel(const uint8_t* weights, const float* weight_scales, int fl
   }
 }
 
-inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights, float* weight_scales) {
+inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,
+                           float* weight_scales) {
   const uint8_t* zeros = block + nibble_zeros_offset(group);
   for (int step = 0; step < kActivationGroup / 4; ++step) {
     for (int o = 0; o < kTileOutputs; ++o) {

@@ -15,11 +15,11 @@
 
 namespace oag {
 
-constexpr int kTileOutputs = 32;       // outputs per packed weight tile
-constexpr int kActivationGroup = 128;  // input features per activation scale
-constexpr int kBlockTokens = 16;       // tokens per KV block
+constexpr int kTileOutputs = 32;        // outputs per packed weight tile
+constexpr int kActivationGroup = 128;   // input features per activation scale
+constexpr int kBlockTokens = 16;        // tokens per KV block
 constexpr int64_t kMaxInputs = 131072;  // inputs of a product: bounds gemm_scratch_bytes
-constexpr int kPartitionTokens = 128;  // keys per attention partition, aligned to absolute position 0
+constexpr int kPartitionTokens = 128;   // keys per attention partition, aligned to absolute position 0
 
 enum class WeightFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3, kNf4 = 4 };
 enum class KvFormat : uint8_t { kF32 = 0, kBf16 = 1 };
@@ -30,7 +30,7 @@ enum class SourceType : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2 };
 struct Matrix {
   WeightFormat format;
   int64_t n, k;
-  int group;          // int4, nf4: inputs per weight scale (32, 64, 128); else 0
+  int group;  // int4, nf4: inputs per weight scale (32, 64, 128); else 0
   size_t tile_bytes;
   const uint8_t* data;
 };
@@ -49,8 +49,8 @@ struct Activations {
   int64_t float_stride;
 };
 
-// A call packs its rows of activations into the scratch first (about 0.25 cycles per byte): give a thread one long range
-// of tiles rather than many short ones, above all in prefill.
+// A call packs its rows of activations into the scratch first (about 0.25 cycles per byte): give a thread one long
+// range of tiles rather than many short ones, above all in prefill.
 //
 // What a product does with its results besides storing them.
 enum class Epilogue : uint8_t {
@@ -66,28 +66,28 @@ struct GemmCall {
   int64_t tile_begin, tile_end;  // tiles of 32 outputs
   const float* bias;             // [n] or nullptr
   Epilogue epilogue;
-  float* out;                    // out[row][...], row stride out_stride (for kSwiGlu, n/2 columns are written)
+  float* out;  // out[row][...], row stride out_stride (for kSwiGlu, n/2 columns are written)
   int64_t out_stride;
-  void* scratch;                 // gemm_scratch_bytes() of this thread, 64-byte aligned
+  void* scratch;  // gemm_scratch_bytes() of this thread, 64-byte aligned
 };
 
 // Attention of a run of query tokens of ONE sequence for ONE kv head, over its paged keys and values.
 // KV bytes of one layer of one block: for each kv head, K then V.
 //   bf16: K [head_dim/2][16 tokens][2], V [16/2][head_dim][2];  f32: K [head_dim][16], V [16][head_dim].
 struct AttentionCall {
-  const float* query;            // [num_queries][query_stride]; the group's heads start at query[.. + h*head_dim]
+  const float* query;  // [num_queries][query_stride]; the group's heads start at query[.. + h*head_dim]
   int64_t query_stride;
-  int group_heads;               // query heads that share this kv head
-  int head_dim;                  // even
+  int group_heads;  // query heads that share this kv head
+  int head_dim;     // even
   int num_queries;
-  int64_t first_position;        // absolute position of query 0; query i sees keys 0..first_position+i
-  int64_t window;                // visible keys, self included; 0 = all
+  int64_t first_position;  // absolute position of query 0; query i sees keys 0..first_position+i
+  int64_t window;          // visible keys, self included; 0 = all
   float scale;
   KvFormat kv_format;
   const uint8_t* const* blocks;  // block b of the sequence -> its bytes for this layer and kv head (K, then V)
   float* out;                    // [num_queries][out_stride], heads as in query
   int64_t out_stride;
-  void* scratch;                 // attention_scratch_bytes(head_dim, group_heads)
+  void* scratch;  // attention_scratch_bytes(head_dim, group_heads)
 };
 
 enum class Peak : uint8_t { kInt8 = 0, kBf16 = 1, kF32 = 2 };
@@ -98,8 +98,9 @@ struct Kernels {
   const char* name;  // "scalar", "avx2", "avx512", "avx512bf16"
 
   // ---- activations ----
-  // Quantise rows symmetric to int8: scale = amax/127 per (row, group of 128) or per row; value = round-half-even(x/scale)
-  // computed as x * (127/amax); amax 0 gives scale 0 and zeros; NaN or Inf input gives a NaN scale (it must not hide).
+  // Quantise rows symmetric to int8: scale = amax/127 per (row, group of 128) or per row; value =
+  // round-half-even(x/scale) computed as x * (127/amax); amax 0 gives scale 0 and zeros; NaN or Inf input gives a NaN
+  // scale (it must not hide).
   void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, bool per_token, int8_t* values,
                         int64_t k_stride, float* scales, int64_t num_groups, int32_t* sums);
 
@@ -114,8 +115,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float weight_offset, float eps, int64_t n, float* y);
   // rotate the first 2*half dimensions of one head in place, half-split pairs (i, i+half); cos/sin have `half` values
   void (*rotary)(float* head, const float* cos, const float* sin, int64_t half);
-  void (*add)(float* x, const float* y, int64_t n);            // x += y
-  void (*scale)(float* x, float factor, int64_t n);            // x *= factor
+  void (*add)(float* x, const float* y, int64_t n);  // x += y
+  void (*scale)(float* x, float factor, int64_t n);  // x *= factor
 
   // ---- KV cache ----
   // store one token's key and value (fp32, head_dim each) at `slot` 0..15 of a block's bytes for one kv head.
@@ -133,7 +134,7 @@ struct Kernels {
 
   // ---- logits ----
   float (*max_value)(const float* x, int64_t n);
-  float (*sum_exp)(const float* x, float max, int64_t n);      // sum of exp(x - max), fixed order, the same on all sets
+  float (*sum_exp)(const float* x, float max, int64_t n);  // sum of exp(x - max), fixed order, the same on all sets
 
   // ---- behind packing.cpp and probes.cpp; call those ----
   int64_t (*pack_rows)(const Matrix&, uint8_t* data, int64_t row_begin, int64_t count, int64_t row_step,

@@ -29,12 +29,14 @@ class WeightStore {
   size_t matrix_bytes(int64_t index) const;
   size_t packed_bytes() const { return packed_bytes_; }
   size_t allocated_bytes() const { return memory_.size(); }
+  // All packed bytes, zero at first: to store them, and to restore what was stored of a store of the same shapes.
+  uint8_t* arena() { return memory_.data(); }
   // Rows packed so far; a matrix is complete when each of its rows was packed once.
   int64_t rows_packed(int64_t index) const { return rows_packed_.at(static_cast<size_t>(index)); }
 
-  // Quantise and pack `count` contiguous source rows with all threads; source row i becomes row row_begin + i * row_step.
-  // Returns the first row of the matrix that holds a value its format cannot hold, or -1. Throws std::out_of_range where
-  // the rows are not the matrix's.
+  // Quantise and pack `count` contiguous source rows with all threads; source row i becomes row
+  // row_begin + i * row_step. Returns the first row of the matrix that holds a value its format cannot hold, or -1.
+  // Throws std::out_of_range where the rows are not the matrix's.
   int64_t pack(int64_t index, int64_t row_begin, int64_t row_step, int64_t count, const void* source, SourceType type);
 
  private:

@@ -24,8 +24,7 @@ int64_t pack_rows(const Matrix& matrix, uint8_t* data, int64_t row_begin, int64_
                   SourceType type, int64_t row_step) {
   static const Kernels* kernels = select_kernels(nullptr);
   std::vector<float> buffer(static_cast<size_t>(round_up(matrix.k, kActivationGroup)));
-  const int64_t bad =
-      kernels->pack_rows(matrix, data, row_begin, count, row_step, source, type, buffer.data());
+  const int64_t bad = kernels->pack_rows(matrix, data, row_begin, count, row_step, source, type, buffer.data());
   return bad < 0 ? -1 : row_begin + bad * row_step;
 }
 

@@ -6,15 +6,15 @@
 namespace oag {
 namespace {
 
-#define OAG_PEAK_FOUR(op, a, b, c, d)                                                                        \
-  op " %%zmm30,%%zmm31,%%zmm" #a "\n\t" op " %%zmm30,%%zmm31,%%zmm" #b "\n\t" op " %%zmm30,%%zmm31,%%zmm" #c \
-     "\n\t" op " %%zmm30,%%zmm31,%%zmm" #d "\n\t"
-#define OAG_PEAK_LOOP(op)                                                                                           \
-  for (int64_t i = 0; i < rounds; ++i) {                                                                            \
-    __asm__ volatile(OAG_PEAK_FOUR(op, 0, 1, 2, 3) OAG_PEAK_FOUR(op, 4, 5, 6, 7) OAG_PEAK_FOUR(op, 8, 9, 10, 11)     \
-                         OAG_PEAK_FOUR(op, 12, 13, 14, 15)::                                                         \
-                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \
-                               "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                                \
+#define OAG_PEAK_FOUR(op, a, b, c, d)                                                                                  \
+  op " %%zmm30,%%zmm31,%%zmm" #a "\n\t" op " %%zmm30,%%zmm31,%%zmm" #b "\n\t" op " %%zmm30,%%zmm31,%%zmm" #c "\n\t" op \
+     " %%zmm30,%%zmm31,%%zmm" #d "\n\t"
+#define OAG_PEAK_LOOP(op)                                                                                        \
+  for (int64_t i = 0; i < rounds; ++i) {                                                                         \
+    __asm__ volatile(OAG_PEAK_FOUR(op, 0, 1, 2, 3) OAG_PEAK_FOUR(op, 4, 5, 6, 7) OAG_PEAK_FOUR(op, 8, 9, 10, 11) \
+                         OAG_PEAK_FOUR(op, 12, 13, 14, 15)::                                                     \
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",   \
+                               "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                            \
   }
 
 // Zeros in every register: denormals or infinities would slow some processors down.

@@ -14,9 +14,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Run f(index) on every thread at once, from a common start; returns the seconds until the last one is done.
 template <class F>

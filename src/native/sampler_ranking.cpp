@@ -27,7 +27,8 @@ int64_t rank_best(const Kernels& kernels, const float* values, int64_t size, int
     for (int64_t index = 0; index < size; ++index)
       if (values[index] >= threshold) keys[num_keys++] = rank_key(values[index], static_cast<int32_t>(index));
   } else {
-    for (int64_t index = 0; index < size; ++index) keys[num_keys++] = rank_key(values[index], static_cast<int32_t>(index));
+    for (int64_t index = 0; index < size; ++index)
+      keys[num_keys++] = rank_key(values[index], static_cast<int32_t>(index));
   }
   if (count < num_keys) std::nth_element(keys, keys + (count - 1), keys + num_keys, std::greater<uint64_t>());
   std::sort(keys, keys + count, std::greater<uint64_t>());

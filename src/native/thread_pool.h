@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace oag {
@@ -28,7 +29,8 @@ class ThreadPool {
   template <class Body>
   void run(Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run_entry([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); }, const_cast<void*>(static_cast<const void*>(&body)));
+    run_entry([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); },
+              const_cast<void*>(static_cast<const void*>(&body)));
   }
 
   // ---- inside a run, by every thread of the team ----

@@ -42,8 +42,8 @@ inline Vec vkeep(Vec v, int begin, int end, float fill) {
   return {_mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), v.v)};
 }
 inline Vec vscale_exponent(Vec v, Vec t) {
-  return {_mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
+  return {
+      _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
 }
 inline Vec vround_bf16(Vec v) {
   const __m512i bits = _mm512_castps_si512(v.v);

@@ -93,9 +93,6 @@ inline Vec vbf16_odd(const Vec& words) {
 inline Vec vload_half(const uint16_t* p) {
   return make_vec([&](int i) { return half_to_float(p[i]); });
 }
-inline Vec vload_u8(const uint8_t* p) {
-  return make_vec([&](int i) { return static_cast<float>(p[i]); });
-}
 
 inline IVec iset(int32_t x) {
   return make_ivec([&](int) { return x; });
@@ -128,7 +125,6 @@ inline int32_t ihighest(const IVec& v) {
   return best;
 }
 
-// Accumulators of the products: a named type, because sets with fewer registers want a different one.
 inline void vprefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace

@@ -19,15 +19,15 @@ struct Registration {
   Registration(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
 
-#define TEST(name)                                              \
-  static void test_##name();                                    \
+#define TEST(name)                                                   \
+  static void test_##name();                                         \
   static const Registration registration_##name(#name, test_##name); \
   static void test_##name()
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
-      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);    \
-      std::exit(1);                                                                   \
-    }                                                                                 \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
+      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                \
+    }                                                                              \
   } while (false)

@@ -51,13 +51,16 @@ struct QuantisedGuarded {
   Activations activations;
 
   QuantisedGuarded(const Kernels& kernels, int64_t m, int64_t k)
-      : floats(count(m * k) * 4), values(count(m * round_up(k, 128))), scales(count(m * num_groups_of(k)) * 4),
+      : floats(count(m * k) * 4),
+        values(count(m * round_up(k, 128))),
+        scales(count(m * num_groups_of(k)) * 4),
         sums(count(m * num_groups_of(k)) * 16) {
     Numbers(count(m)).fill(floats.as<float>(), count(m * k));
     const int64_t groups = num_groups_of(k);
-    kernels.quantize_rows(floats.as<float>(), k, m, k, false, values.as<int8_t>(), groups * 128, scales.as<float>(), groups,
-                          sums.as<int32_t>());
-    activations = {values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>(), groups * 128, groups, floats.as<float>(), k};
+    kernels.quantize_rows(floats.as<float>(), k, m, k, false, values.as<int8_t>(), groups * 128, scales.as<float>(),
+                          groups, sums.as<int32_t>());
+    activations = {
+        values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>(), groups * 128, groups, floats.as<float>(), k};
   }
 };
 
@@ -91,7 +94,8 @@ Paged make_cache(const Kernels& kernels, KvFormat format, int head_dim, int64_t 
   const size_t bytes = size_t{2} * kBlockTokens * count(head_dim) * (format == KvFormat::kF32 ? 4 : 2);
   for (int64_t p = 0; p < positions; ++p) {
     if (p % kBlockTokens == 0) {
-      paged.blocks.push_back(std::make_unique<Guarded>(bytes, p % 32 == 0 ? Guarded::Side::kEnd : Guarded::Side::kBegin));
+      paged.blocks.push_back(
+          std::make_unique<Guarded>(bytes, p % 32 == 0 ? Guarded::Side::kEnd : Guarded::Side::kBegin));
       std::memset(paged.blocks.back()->bytes(), 0xff, bytes);
       paged.pointers.push_back(paged.blocks.back()->bytes());
     }
@@ -111,8 +115,18 @@ void check_attention(const Kernels& kernels, KvFormat format, int heads, int hea
   Guarded query(width * kQueries * 4), out(width * kQueries * 4);
   Numbers(5).fill(query.as<float>(), width * kQueries);
   Guarded scratch((kernels.attention_scratch_bytes(head_dim, heads) + 63) / 64 * 64);
-  AttentionCall call{query.as<float>(), static_cast<int64_t>(width), heads, head_dim, kQueries, kPositions - kQueries,
-                     window, 0.3f, format, paged.pointers.data(), out.as<float>(), static_cast<int64_t>(width),
+  AttentionCall call{query.as<float>(),
+                     static_cast<int64_t>(width),
+                     heads,
+                     head_dim,
+                     kQueries,
+                     kPositions - kQueries,
+                     window,
+                     0.3f,
+                     format,
+                     paged.pointers.data(),
+                     out.as<float>(),
+                     static_cast<int64_t>(width),
                      scratch.bytes()};
   kernels.attention(call);
   for (size_t i = 0; i < width * kQueries; ++i) CHECK(out.as<float>()[i] == out.as<float>()[i]);
@@ -135,7 +149,8 @@ void check_attention(const Kernels& kernels, KvFormat format, int heads, int hea
 
 TEST(products_stay_inside_their_memory) {
   for (const Form& form : kForms) {
-    for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 33, 129}, {3, 1, 1}, {5, 40, 127}, {13, 96, 300}, {26, 2, 515}}) {
+    for (const auto& [m, n, k] :
+         {std::array<int64_t, 3>{1, 33, 129}, {3, 1, 1}, {5, 40, 127}, {13, 96, 300}, {26, 2, 515}}) {
       const PackedGuarded packed(form, n, k);
       std::vector<float> expected;
       for (const Kernels* kernels : all_kernels()) {
@@ -155,9 +170,11 @@ TEST(packing_is_the_same_on_every_set) {
     const PackedGuarded packed(form, 37, 259);
     const size_t bytes = packed.matrix.tile_bytes * 2;
     for (const Kernels* kernels : all_kernels()) {
-      Guarded again(bytes), source(size_t{37} * 259 * 4), buffer(size_t{384} * 4), row(size_t{259} * 4), first(size_t{259} * 4);
+      Guarded again(bytes), source(size_t{37} * 259 * 4), buffer(size_t{384} * 4), row(size_t{259} * 4),
+          first(size_t{259} * 4);
       Numbers(37 + 259).fill(source.as<float>(), size_t{37} * 259);
-      CHECK(kernels->pack_rows(packed.matrix, again.bytes(), 0, 37, 1, source.bytes(), SourceType::kF32, buffer.as<float>()) == -1);
+      CHECK(kernels->pack_rows(packed.matrix, again.bytes(), 0, 37, 1, source.bytes(), SourceType::kF32,
+                               buffer.as<float>()) == -1);
       CHECK(std::memcmp(again.bytes(), packed.matrix.data, bytes) == 0);
       const int32_t index = 36;
       kernels->gather_rows(packed.matrix, &index, 1, row.as<float>(), 259);
