@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*')
+NATIVE_SOURCES := CMakeLists.txt $(wildcard src/native/* tests/native/cpp/*)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -31,12 +32,18 @@ lint: $(VENV)/.installed-lint
 types: $(VENV)/.installed-lint
 	$(BIN)/mypy
 
-# The kernels' own C++ test program under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The native core's own C++ test program under sanitizers: all of it for addresses and undefined behaviour, the
+# decoder's step and its threads for data races.
 native-tests: $(VENV)/.installed-test
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DOPENAUTOGLM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
-	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	$(MAKE) build/sanitize-address,undefined/native_tests build/sanitize-thread/native_tests
+	build/sanitize-address,undefined/native_tests
+	build/sanitize-thread/native_tests decoder
+	build/sanitize-thread/native_tests thread_pool
+
+build/sanitize-%/native_tests: $(NATIVE_SOURCES)
+	$(BIN)/cmake -S . -B build/sanitize-$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOPENAUTOGLM_SANITIZE=ON -DOPENAUTOGLM_SANITIZERS=$*
+	$(BIN)/cmake --build build/sanitize-$*
 
 # Needs root or a delegated memory cgroup: fails, never skips, where none can be made.
 cgroup-tests: $(VENV)/.installed-test
