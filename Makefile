@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo dev test test-long lint types native-tests cgroup-tests lock clean
 
 demo: $(VENV)/.installed
-	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120
+	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120 --temperature 0
 
 # For working on the native core: builds it into the source tree, to be used with PYTHONPATH=src.
 dev: $(VENV)/.installed-test
