@@ -50,7 +50,7 @@ def measure(directory: str, quant: str) -> dict[str, int]:
 
     goal = Goal(quant=NumberFormat(quant), context_tokens=CONTEXT_TOKENS, concurrency=CONCURRENCY)
     before = measure_process_memory().pss_bytes
-    opened = open_engine(prepare(EngineOptions(model=directory, goal=goal)))
+    opened = open_engine(prepare(EngineOptions(model=directory, goal=goal, cache="off")))
     plan, executor = opened.plan, opened.executor
     executor.touch()
     run_largest_step(opened)

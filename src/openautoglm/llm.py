@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TypedDict, TypeGuard, Unpack, cast
@@ -79,6 +79,10 @@ def make_goal(settings: GoalSettings) -> Goal:
     if unknown:
         raise ConfigError(f"unknown settings {sorted(unknown)}: expected {sorted(GoalSettings.__annotations__)}")
     memory, quant = settings.get("memory"), settings.get("quant", "auto")
+    for name, value in settings.items():
+        wrong = isinstance(value, bool) or not isinstance(value, int | None)
+        if wrong and name in ("context", "concurrency", "group", "threads"):
+            raise ConfigError(f"{name} must be an integer, got {value!r}")
     try:
         return Goal(
             memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
@@ -99,10 +103,14 @@ def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:
 
 
 class LLM:
-    """A loaded model. Close it, or use it in a `with` block, to give its memory back."""
+    """A loaded model. Close it, or use it in a `with` block, to give its memory back.
 
-    def __init__(self, model: str, **settings: Unpack[GoalSettings]) -> None:
-        self._start(open_engine(prepare(EngineOptions(model=model, goal=make_goal(settings)))))
+    `cache` is the directory of packed weights of earlier loads, "off", or None for the user's default.
+    """
+
+    def __init__(self, model: str, *, cache: str | None = None, **settings: Unpack[GoalSettings]) -> None:
+        options = EngineOptions(model=model, goal=make_goal(settings), cache=cache)
+        self._start(open_engine(prepare(options, to_run=True)))
 
     @classmethod
     def open(
@@ -112,11 +120,18 @@ class LLM:
         *,
         on_plan: Callable[[Plan], None] | None = None,
         progress: ProgressCallback | None = None,
+        chat: bool = False,
+        cache: str | None = None,
     ) -> LLM:
-        """Open a model for a goal; `on_plan` sees the plan before anything is loaded."""
-        prepared = prepare(EngineOptions(model=model, goal=goal))
+        """Open a model for a goal; `on_plan` sees the plan before anything is loaded.
+
+        With `chat`, a model without a chat template is refused before the load, which may take minutes.
+        """
+        prepared = prepare(EngineOptions(model=model, goal=goal, cache=cache), to_run=True)
         if on_plan is not None:
             on_plan(prepared.plan)
+        if chat:
+            ChatTemplate.from_directory(prepared.directory(progress=progress)).check()
         llm = cls.__new__(cls)
         llm._start(open_engine(prepared, progress=progress))
         return llm
@@ -155,7 +170,7 @@ class LLM:
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
         """Continue every prompt (text or token ids); all run in one batch. Results stand in the prompts' order."""
-        batch = [prompts] if _is_prompt(prompts) else cast("Sequence[Prompt]", prompts)
+        batch = [prompts] if _is_prompt(prompts) else _prompts(prompts)
         requests = [self._request(self._tokens(prompt), sampling) for prompt in batch]
         submitted: list[str] = []
         completions: list[Completion] = []
@@ -179,7 +194,7 @@ class LLM:
         prompt: Prompt | Sequence[Message],
         sampling: SamplingParams | None = None,
         **template_variables: object,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Yield the answer to a prompt or a conversation as it comes. Closing the iterator ends the request."""
         if _is_prompt(prompt):
             tokens = self._tokens(prompt)
@@ -207,7 +222,7 @@ class LLM:
         """Return the token ids of a conversation with the assistant's turn opened."""
         if self._template is None:
             self._template = ChatTemplate.from_directory(self._opened.directory)
-        text = self._template.render(messages, variables=template_variables or None)
+        text = self._template.render(_conversation(messages), variables=template_variables or None)
         return tuple(self._opened.tokenizer.encode(text))
 
     def close(self) -> None:
@@ -236,6 +251,10 @@ class LLM:
         return tuple(prompt)
 
     def _request(self, tokens: tuple[int, ...], sampling: SamplingParams | None) -> GenerationRequest:
+        if sampling is not None and not isinstance(sampling, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling must be SamplingParams, got {type(sampling).__name__}", param="sampling"
+            )
         return GenerationRequest(
             request_id=uuid.uuid4().hex, prompt_tokens=tokens, sampling=sampling or self.default_sampling
         )
@@ -297,6 +316,30 @@ def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
     if isinstance(prompt, str):
         return True
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], int)
+
+
+def _prompts(prompts: object) -> Sequence[Prompt]:
+    """Return a batch as it was given; raise `InvalidRequestError` for what is none."""
+    if isinstance(prompts, Sequence) and all(
+        isinstance(prompt, str) or (isinstance(prompt, Sequence) and not isinstance(prompt, bytes))
+        for prompt in prompts
+    ):
+        return prompts
+    raise InvalidRequestError(
+        "prompts must be text, a list of token ids, or a list of these; "
+        f"got {type(prompts).__name__}: chat() takes messages",
+        param="prompt",
+    )
+
+
+def _conversation(messages: object) -> Sequence[Message]:
+    """Return messages as they were given; raise `InvalidRequestError` for what is no conversation."""
+    if isinstance(messages, Sequence) and all(isinstance(message, Mapping) for message in messages):
+        return messages
+    raise InvalidRequestError(
+        'messages must be a list such as [{"role": "user", "content": "Hello"}]; generate() continues text',
+        param="messages",
+    )
 
 
 def _collect(events: Iterator[GenerationEvent]) -> Completion:

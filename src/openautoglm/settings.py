@@ -105,6 +105,7 @@ SETTINGS = (
         help="Granularity of activation scales.",
     ),
     SettingSpec(name="threads", default=None, check=_integer(1, 4096), help="Compute threads (usable cores)."),
+    SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),

@@ -64,6 +64,7 @@ BY_REPOSITORY = {
     ),
     "org/size": (StubRepository({}, api_answer=_listing("1" * 40, HUGE_SIZE)), ("cannot be understood", "config.json")),
     "demo": (None, ("already on this machine",)),
+    "../nothing/there": (None, ("is a path, and nothing is there", "org/name")),
     "org/../x": (None, ("is no model", "org/name[:quant][@revision]")),
 }
 PULL_ALL = """

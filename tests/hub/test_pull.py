@@ -192,7 +192,7 @@ def test_ls_shows_what_pull_fetched(client: Client, hub: StubHub):
     path = client.cli("pull", NAME).stdout.strip()
     (Path(path).parent / ("2" * 40)).mkdir()
     (Path(path).parent / ("2" * 40) / "config.json").write_text("{}")
-    models = json.loads(client.cli("ls", "--json").stdout)
+    models = json.loads(client.cli("ls", "--json").stdout)["models"]
     assert [model["name"] for model in models] == ["demo", NAME, NAME]
     by_commit = {model["commit"]: model for model in models}
     good = by_commit["1" * 40]

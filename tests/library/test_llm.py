@@ -117,6 +117,26 @@ def test_errors_name_what_is_wrong(llm: LLM):
     assert llm.generate(PROMPTS[0], GREEDY)[0].text
 
 
+@pytest.mark.parametrize("prompts", [None, 5, [1.5], [None], [b"x"], {"a": 1}, [{"role": "user", "content": "x"}]])
+def test_what_is_no_prompt_is_named(llm: LLM, prompts: object):
+    with pytest.raises(InvalidRequestError, match="prompts must be text"):
+        llm.generate(prompts)  # type: ignore[arg-type]
+
+
+def test_what_is_no_conversation_is_named(llm: LLM):
+    for messages in ("Hello", ["Hello"], None):
+        with pytest.raises(InvalidRequestError, match="messages must be a list"):
+            llm.chat(messages)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="must be SamplingParams, got dict"):
+        llm.generate("x", {"max_tokens": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["context", "concurrency", "group", "threads"])
+def test_numbers_given_as_text_are_named(setting: str):
+    with pytest.raises(ConfigError, match=f"{setting} must be an integer, got '8'"):
+        openautoglm.plan("demo", **{setting: "8"})  # type: ignore[arg-type]
+
+
 def test_a_closed_model_says_so():
     loaded = LLM("demo", quant="int8", context=128, concurrency=1)
     loaded.close()

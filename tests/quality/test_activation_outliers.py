@@ -23,7 +23,7 @@ TEXT = '''def area(shape):
         raise ValueError("shape must not be None")
     return shape.width * shape.height
 '''
-OUTLIER_CHANNELS = (5, 77, 200)
+OUTLIER_CHANNELS = (5, 40, 77)
 FACTOR = 64.0
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -103,6 +103,19 @@ def test_both_names_of_the_limit(server: Live, name: str) -> None:
     assert answer["usage"]["completion_tokens"] == 2
 
 
+NULLS = ("temperature", "top_p", "stop", "n", "tools", "tool_choice", "seed", "response_format", "stream_options")
+EMPTY = {
+    "logit_bias": {}, "stop": [], "tools": [], "functions": [], "logprobs": False, "top_logprobs": 0, "stream": False,
+    "service_tier": "auto", "store": False, "best_of": 1, "parallel_tool_calls": True, "tool_choice": "auto",
+    "metadata": {"a": "b"}, "nobody_knows": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [dict.fromkeys(NULLS), EMPTY], ids=["nulls", "empty"])
+def test_fields_that_ask_for_nothing_are_no_reason_to_refuse(server: Live, nothing: dict[str, object]) -> None:
+    assert server.chat("x", **nothing).status_code == 200
+
+
 def test_logprobs_in_the_chat_format(server: Live) -> None:
     choice = server.chat("é", logprobs=True, top_logprobs=2).json()["choices"][0]
     content = choice["logprobs"]["content"]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from openautoglm.engine.client import TokenLogprob
+from openautoglm.serve.logprobs import CompletionLogprobs
 from tests.serve.live import Live, events_of
 
 
@@ -75,6 +77,16 @@ def test_logprobs_as_parallel_lists(server: Live) -> None:
     chunks = [json.loads(data)["choices"][0] for data in events_of(response.text)[:-1]]
     for name, whole in logprobs.items():
         assert [item for chunk in chunks for item in (chunk["logprobs"] or {name: []})[name]] == whole
+
+
+def test_the_chosen_token_is_among_the_best(server: Live) -> None:
+    """Scores of a given text are read from there: OpenAI promises it, even where the best are others."""
+    chosen = TokenLogprob(token=5, logprob=-3.0, top=((7, -0.5), (9, -1.0)))
+    written = CompletionLogprobs(server.tokenizer, skip_special_tokens=True).take([chosen])
+    text = server.tokenizer.token_text
+    assert written["top_logprobs"] == [{text(5): -3.0, text(9): -1.0, text(7): -0.5}]
+    none = CompletionLogprobs(server.tokenizer, skip_special_tokens=True)
+    assert none.take([TokenLogprob(token=5, logprob=-3.0, top=())])["top_logprobs"] == [{text(5): -3.0}]
 
 
 def test_a_stream_ends_with_usage_and_done(server: Live) -> None:

@@ -107,7 +107,9 @@ def pull(reference: str, *, revision: str | None = None, progress: ProgressCallb
     """
     parsed = parse_reference(reference)
     if parsed.repository is None:
-        raise HubError(f"{reference} is already on this machine: pull takes the name of a model on the hub, org/name")
+        found = parsed.demo or (parsed.path is not None and parsed.path.exists())
+        where = "is already on this machine" if found else "is a path, and nothing is there"
+        raise HubError(f"{reference} {where}: pull takes the name of a model on the hub, org/name")
     if revision is not None:
         if parsed.revision is not None:
             raise HubError(f"{reference} names a revision, and so does --revision {revision}: give one of them")

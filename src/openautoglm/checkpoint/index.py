@@ -89,13 +89,14 @@ def find_weights(directory: Path) -> dict[str, str] | None:
 class Checkpoint:
     """The tensors of a checkpoint directory, headers checked, bytes read on demand.
 
-    `tensors` maps every name to its `TensorInfo`; `total_bytes` is the sum of their bytes on disk. Reading is by
-    position and may be shared by threads. Use it in a `with` block, or close it.
+    `tensors` maps every name to its `TensorInfo`, `files` every path to its open file; `total_bytes` is the sum of
+    the tensors' bytes on disk. Reading is by position and may be shared by threads. Use it in a `with` block, or close
+    it.
     """
 
     def __init__(self, directory: Path, files: Mapping[Path, SafetensorsFile]) -> None:
         self.directory = directory
-        self._files = dict(files)
+        self.files: Mapping[Path, SafetensorsFile] = MappingProxyType(dict(files))
         tensors = {name: tensor for file in files.values() for name, tensor in file.tensors.items()}
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.total_bytes = sum(tensor.num_bytes for tensor in tensors.values())
@@ -140,7 +141,7 @@ class Checkpoint:
         rows: Rows = np.empty((row_end - row_begin, *tensor.shape[1:]), dtype=READABLE_DTYPES[tensor.dtype])
         if rows.size:
             begin = tensor.begin + row_begin * tensor.row_bytes
-            self._files[tensor.file].read_into(rows.reshape(-1).view(np.uint8).data, begin)
+            self.files[tensor.file].read_into(rows.reshape(-1).view(np.uint8).data, begin)
         return rows
 
     def rows_per_slice(self, name: str) -> int:
@@ -150,11 +151,11 @@ class Checkpoint:
     def release(self, name: str) -> None:
         """Drop what the page cache holds of a tensor; the next read comes from the disk."""
         tensor = self._tensor(name)
-        self._files[tensor.file].release(tensor.begin, tensor.end)
+        self.files[tensor.file].release(tensor.begin, tensor.end)
 
     def close(self) -> None:
         """Close every file; safe to call twice."""
-        for file in self._files.values():
+        for file in self.files.values():
             file.close()
 
     def __enter__(self) -> Checkpoint:

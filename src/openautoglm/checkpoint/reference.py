@@ -93,6 +93,6 @@ def _exists(path: Path) -> bool:
 
 def _bad(text: str) -> HubError:
     return HubError(
-        f"{quoted(text)} is no model: there is no such directory here, and it does not read {DEMO_NAME} or "
+        f"{quoted(text)} is no model: nothing here has that name, and it is neither {DEMO_NAME} nor a name on the hub, "
         f"org/name[:quant][@revision] (quant: {', '.join((AUTO_QUANT, *NumberFormat))}); check the spelling"
     )

@@ -184,6 +184,22 @@ class SafetensorsFile:
         except OSError as error:
             raise _read_error(self.path, error) from error
 
+    def status(self) -> os.stat_result:
+        """Return size, times and owner of the file that is open here."""
+        return os.fstat(self._file.fileno())
+
+    def sample(self, num_samples: int, sample_bytes: int) -> list[bytes]:
+        """Return `num_samples` pieces of `sample_bytes`, evenly spread from the first byte to the last one.
+
+        Raises `CheckpointFormatError` if the file cannot be read. Peak bytes: the result.
+        """
+        last = max(0, self.status().st_size - sample_bytes)
+        steps = max(1, num_samples - 1)
+        try:
+            return [os.pread(self._file.fileno(), sample_bytes, last * index // steps) for index in range(num_samples)]
+        except OSError as error:
+            raise _read_error(self.path, error) from error
+
     def release(self, begin: int, end: int) -> None:
         """Tell the kernel that bytes [begin, end) are not needed again: clean whole pages leave the page cache."""
         if end > begin:

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.model_argument import model_argument
 from openautoglm.spec.goal import Goal
 
 
 @click.command("bench")
-@click.argument("model")
+@model_argument()
 @goal_options
 @click.option("--repetitions", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs per figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from openautoglm.cli.model_argument import model_argument
 from openautoglm.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Finding:
 
 
 @click.command("doctor")
-@click.argument("model", required=False)
+@model_argument(required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor_command(context: click.Context, model: str | None, as_json: bool) -> None:
@@ -158,9 +159,15 @@ def _installation_findings(machine: MachineSpec) -> Iterator[Finding]:
     yield _finding(
         "packages",
         ", ".join(f"{name} {version or 'absent'}" for name, version in versions.items()),
-        f"install {', '.join(missing)}: pip install openautoglm" if missing else "complete",
+        _packages_advice(missing),
         _PROBLEM if set(missing) - {"openautoglm"} else _OK,
     )
+
+
+def _packages_advice(missing: list[str]) -> str:
+    if missing == ["openautoglm"]:
+        return "complete; openautoglm itself runs from its sources"
+    return f"install {', '.join(missing)}: pip install openautoglm" if missing else "complete"
 
 
 def _core_finding(machine: MachineSpec) -> Finding:
@@ -208,7 +215,7 @@ def _package_versions() -> dict[str, str | None]:
 def _model_findings(model: str) -> Iterator[Finding]:
     from openautoglm.engine.assemble import prepare
     from openautoglm.engine.options import EngineOptions
-    from openautoglm.errors import DoesNotFitError
+    from openautoglm.errors import DoesNotFitError, OpenAutoGLMError
     from openautoglm.spec.formats import NumberFormat
     from openautoglm.spec.goal import Goal
 
@@ -217,8 +224,11 @@ def _model_findings(model: str) -> Iterator[Finding]:
         try:
             plan = prepare(EngineOptions(model=model, goal=Goal(quant=quant))).plan
         except DoesNotFitError as error:
-            yield _finding(name, "no", f"smaller: {error.suggestions[0]}", _WARNING)
+            yield _finding(name, "no", f"the nearest that does: {error.suggestions[0]}", _WARNING)
             continue
+        except OpenAutoGLMError as error:
+            yield _finding("model", f"cannot be planned: {error}", "nothing of it was loaded", _PROBLEM)
+            return
         size = format_bytes(plan.breakdown.total_bytes)
         yield _finding(
             name,

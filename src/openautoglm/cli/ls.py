@@ -20,9 +20,28 @@ def ls_command(as_json: bool) -> None:
 
     models = list_cached()
     if as_json:
-        click.echo(json.dumps([{**asdict(model), "path": str(model.path)} for model in models], indent=2))
+        listed = [{**asdict(model), "path": str(model.path)} for model in models]
+        click.echo(json.dumps({"schema_version": 1, "models": listed}, indent=2))
         return
     click.echo(_table(models))
+    packed = _packed_cache()
+    if packed:
+        click.echo(f"\n{packed}")
+
+
+def _packed_cache() -> str:
+    """Return one line about the packed weights of earlier loads; empty if there are none."""
+    from openautoglm.checkpoint.packed import open_cache
+    from openautoglm.settings import resolve_settings
+    from openautoglm.units import format_bytes
+
+    value = next(setting.value for setting in resolve_settings() if setting.name == "cache")
+    cache = open_cache(None if value is None else str(value))
+    num_files, num_bytes = (0, 0) if cache is None else cache.usage()
+    if cache is None or num_files == 0:
+        return ""
+    loads = "load" if num_files == 1 else "loads"
+    return f"packed weights of {num_files} {loads}: {format_bytes(num_bytes)} in {cache.directory}, safe to delete"
 
 
 def _table(models: list[CachedModel]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
 from openautoglm import __version__
 from openautoglm.errors import OpenAutoGLMError
-from openautoglm.log import configure_logging
+from openautoglm.log import configure_logging, get_logger
 from openautoglm.settings import command_defaults, resolve_settings
 
 INTERRUPTED_EXIT_CODE = 130
@@ -43,6 +44,15 @@ class LazyGroup(click.Group):
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Output whose reader left (for example `| head`) ends it, and is no error of ours."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered has nowhere to go, which the interpreter would report at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing a command."""
@@ -84,8 +94,9 @@ def main() -> None:
     except OpenAutoGLMError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output left (for example `| head`): not an error of ours.
-        sys.stderr.close()
-        code = 0
+    except OSError as error:
+        # The system refused: a full disk, a file that may not be read. Its own words say which.
+        get_logger(__name__).debug("the system refused", exc_info=True)
+        click.echo(f"error: {error}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

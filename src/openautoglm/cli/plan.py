@@ -7,11 +7,12 @@ import json
 import click
 
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.model_argument import model_argument
 from openautoglm.spec.goal import Goal
 
 
 @click.command("plan")
-@click.argument("model")
+@model_argument()
 @goal_options
 @click.option("--server", is_flag=True, help="Plan for serve: the HTTP process beside the engine's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -30,7 +30,7 @@ def pull_command(model: str, revision: str | None, as_json: bool) -> None:
         click.echo("what has arrived is kept: run the same command again to go on", err=True)
         raise
     if as_json:
-        click.echo(json.dumps({**asdict(pulled), "path": str(pulled.path)}, indent=2))
+        click.echo(json.dumps({"schema_version": 1, **asdict(pulled), "path": str(pulled.path)}, indent=2))
         return
     click.echo(
         f"{pulled.name}@{pulled.revision} ({pulled.commit[:12]}): {pulled.num_files} files, "

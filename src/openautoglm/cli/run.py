@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import click
 
+from openautoglm.cli.cache_options import cache_options
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.model_argument import model_argument
+from openautoglm.errors import ConfigError, InvalidRequestError
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.plan import Plan
 
 
 @click.command("run")
-@click.argument("model")
+@model_argument()
 @click.argument("prompt", required=False)
 @goal_options
+@cache_options
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--top-p", type=float, help="Keep the most likely tokens up to this mass.")
-@click.option("--top-k", type=int, help="Keep this many most likely tokens.")
+@click.option("--top-k", type=int, help="Keep this many most likely tokens; 0 is all.")
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--quiet", is_flag=True, help="Print neither plan nor receipt.")
 def run_command(
     model: str,
     prompt: str | None,
     goal: Goal,
+    cache: str | None,
     system: str | None,
     raw: bool,
     max_tokens: int | None,
@@ -37,39 +41,64 @@ def run_command(
     seed: int | None,
     quiet: bool,
 ) -> None:
-    """Run MODEL here: continue PROMPT (or standard input), or chat when there is neither.
+    """Run MODEL here: answer PROMPT (or standard input), or chat when there is neither.
 
-    The answer goes to stdout; the memory plan, the receipt and progress go to stderr.
+    The answer goes to stdout; the memory plan, the receipt and progress go to stderr. In a chat, Ctrl-C ends an
+    answer, /clear forgets the conversation, /bye or Ctrl-D ends.
     """
+    from openautoglm.cli.conversation import converse, show
     from openautoglm.cli.progress import LoadProgress
     from openautoglm.llm import LLM, with_overrides
+    from openautoglm.spec.sampling import SamplingParams
 
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+    wishes = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    try:
+        # A load may take minutes: what is wrong anyhow is said before.
+        with_overrides(SamplingParams(), **wishes)
+    except InvalidRequestError as error:
+        raise ConfigError(str(error)) from error
+    prompt = _given_prompt(prompt, raw=raw)
     with (
         LoadProgress() as progress,
-        LLM.open(model, goal, on_plan=None if quiet else _show_plan, progress=progress) as llm,
+        LLM.open(
+            model, goal, on_plan=None if quiet else _show_plan, progress=progress, chat=not raw, cache=cache
+        ) as llm,
     ):
         progress.finish()
         if not quiet:
             _show(llm.receipt)
-        sampling = with_overrides(
-            llm.default_sampling,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
-        history: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
-        if prompt is not None:
-            request: str | list[dict[str, object]] = prompt if raw else [*history, {"role": "user", "content": prompt}]
-            _print(llm.stream(request, sampling))
+        sampling = with_overrides(llm.default_sampling, **wishes)
+        if prompt is None:
+            converse(llm, sampling, system=system, raw=raw)
             return
-        for line in _lines():
-            history.append({"role": "user", "content": line})
-            answer = _print(llm.stream(line if raw else history, sampling))
-            history.append({"role": "assistant", "content": answer})
+        messages: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        show(llm.stream(prompt, sampling) if raw else llm.stream(messages, sampling))
+
+
+def _given_prompt(prompt: str | None, *, raw: bool) -> str | None:
+    """Return the prompt of the command line or of standard input, None for a conversation; `ConfigError` for no text.
+
+    Of standard input a chat drops the newline at the end, which `echo` and editors add.
+    """
+    if prompt is None:
+        if sys.stdin is None:
+            raise ConfigError("there is no PROMPT, and standard input is closed: give one of them")
+        if sys.stdin.isatty():
+            return None
+        data = sys.stdin.buffer.read()
+        try:
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"standard input is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}"
+            ) from error
+        prompt = prompt if raw else prompt.rstrip("\r\n")
+    elif any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ConfigError("PROMPT is not UTF-8 text: check the terminal's encoding, or pipe it in")
+    if not prompt.strip() and not (raw and prompt):
+        raise ConfigError("the prompt is empty: give PROMPT, or text on standard input")
+    return prompt
 
 
 def _show(table: str) -> None:
@@ -80,27 +109,3 @@ def _show_plan(plan: Plan) -> None:
     from openautoglm.planner.explain import plan_table
 
     _show(plan_table(plan))
-
-
-def _print(pieces: Iterator[str]) -> str:
-    """Write pieces to stdout as they come; return the whole."""
-    text: list[str] = []
-    for piece in pieces:
-        text.append(piece)
-        click.echo(piece, nl=False)
-    click.echo()
-    return "".join(text)
-
-
-def _lines() -> Iterator[str]:
-    """Yield what the user types, until an empty end of input or /bye."""
-    click.echo("Type a message; /bye or Ctrl-D ends.", err=True)
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            return
-        if line.strip() == "/bye":
-            return
-        if line.strip():
-            yield line

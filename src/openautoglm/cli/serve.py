@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import click
 
+from openautoglm.cli.cache_options import cache_options
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.model_argument import model_argument
 from openautoglm.spec.goal import Goal
 
 
 @click.command("serve")
-@click.argument("model")
+@model_argument()
 @goal_options
+@cache_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; outside needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
 @click.option(
@@ -40,6 +43,7 @@ from openautoglm.spec.goal import Goal
 def serve_command(
     model: str,
     goal: Goal,
+    cache: str | None,
     host: str,
     port: int,
     api_key: str | None,
@@ -59,7 +63,9 @@ def serve_command(
     from openautoglm.serve.options import ServeOptions
 
     options = ServeOptions(
-        engine=EngineOptions(model=model, goal=goal, max_running=max_running, max_queued=max_queued, server=True),
+        engine=EngineOptions(
+            model=model, goal=goal, max_running=max_running, max_queued=max_queued, server=True, cache=cache
+        ),
         host=host,
         port=port,
         api_key=api_key or None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
+from openautoglm.checkpoint.packed import open_cache
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.heartbeat import Heartbeat
@@ -67,21 +68,24 @@ class OpenedEngine:
     description: EngineDescription
 
 
-def prepare(options: EngineOptions) -> Prepared:
+def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
     """Describe and plan a model from its config and headers.
 
-    A model that cannot run here is planned all the same (`plan.unsupported`). Raises `HubError`, `CheckpointError`,
-    `ModelError`, `ConfigError` and `DoesNotFitError`.
+    A model that cannot run here is planned all the same (`plan.unsupported`), unless it is wanted `to_run`: then
+    `UnsupportedModelError` comes first, before anybody is told how much memory it would take. Raises `HubError`,
+    `CheckpointError`, `ModelError`, `ConfigError` and `DoesNotFitError`.
     """
     parsed = parse_reference(options.model)
     config, headers = resolve_config(options.model)
     spec = describe(config)
+    name = str(replace(parsed, quant=None))
     unsupported = NativeExecutor.supports(spec)
+    if to_run:
+        _check_supported(name, unsupported)
     if headers is not None and not unsupported:
         weight_map(spec, config, {name: tensor.shape for name, tensor in headers.items()})
     goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
     machine = probe_machine()
-    name = str(replace(parsed, quant=None))
     runtime = runtime_needs(spec, parsed, headers, server=options.server)
     plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
     return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
@@ -97,10 +101,7 @@ def open_engine(
     `OutOfMemoryError`. Peak memory is the plan's.
     """
     plan, spec = prepared.plan, prepared.spec
-    if not plan.runnable:
-        raise UnsupportedModelError(
-            f"{plan.model} can be planned but not run yet: {'; '.join(plan.unsupported)}", features=plan.unsupported
-        )
+    _check_supported(plan.model, plan.unsupported)
     directory = prepared.directory(progress=progress)
     defaults = read_generation_defaults(directory, prepared.config)
     _check_eos(defaults.eos_token_ids, spec)
@@ -110,7 +111,8 @@ def open_engine(
     with Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(spec, prepared.config, shapes)
-        executor = load_model(checkpoint, spec, weights, plan, progress=progress)
+        cache = open_cache(prepared.options.cache)
+        executor = load_model(checkpoint, spec, weights, plan, progress=progress, cache=cache)
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
@@ -198,6 +200,13 @@ def warm_up(executor: Executor) -> None:
     batch = StepBatch(tokens=zero, positions=zero, row_offsets=offsets, block_tables=tables, sample=sample)
     if executor.submit(batch).result().num_tokens[0] != 1:
         raise EngineError("the model's first output is not a number (NaN): the checkpoint's weights are damaged")
+
+
+def _check_supported(model: str, unsupported: tuple[str, ...]) -> None:
+    if unsupported:
+        raise UnsupportedModelError(
+            f"{model} can be planned but not run yet: {'; '.join(unsupported)}", features=unsupported
+        )
 
 
 def _check_eos(eos_token_ids: tuple[int, ...], spec: ArchSpec) -> None:

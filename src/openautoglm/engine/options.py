@@ -12,7 +12,8 @@ class EngineOptions:
     """A model reference (`demo`, a directory, or `org/name[:quant][@revision]`), wishes, and the engine's limits.
 
     `max_running` bounds the sequences computed at once (None: what the plan's step has room for), `max_queued` the
-    requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's.
+    requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's. `cache` is the
+    directory of packed weights of earlier loads, "off", or None for the user's default.
     """
 
     model: str
@@ -20,3 +21,4 @@ class EngineOptions:
     max_running: int | None = None
     max_queued: int = 256
     server: bool = False
+    cache: str | None = None

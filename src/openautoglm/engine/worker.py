@@ -185,7 +185,7 @@ def _report(reports: BinaryIO, frame: Frame) -> None:
 def _open(options: EngineOptions, progress: ProgressCallback, heartbeat: Heartbeat) -> Opened:
     from openautoglm.engine.assemble import open_engine, prepare
 
-    return open_engine(prepare(options), progress=progress, heartbeat=heartbeat)
+    return open_engine(prepare(options, to_run=True), progress=progress, heartbeat=heartbeat)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 
 import openautoglm
 from openautoglm.checkpoint.index import Checkpoint
+from openautoglm.checkpoint.packed import PackedCache
+from openautoglm.checkpoint.packed_writer import PackedWriter
 from openautoglm.errors import CheckpointFormatError, ConfigError, OutOfMemoryError, UnsupportedModelError
 from openautoglm.executor.description import (
     FORMAT_NUMBERS,
@@ -20,6 +22,7 @@ from openautoglm.executor.description import (
     matrix_format,
 )
 from openautoglm.executor.native import NativeExecutor, NativeModel
+from openautoglm.executor.packed import LOAD_STAGE, PackedLoad, worth_caching
 from openautoglm.executor.protocol import Float32
 from openautoglm.executor.slices import Rows, binding_bytes, matrix_slices, read_vector
 from openautoglm.executor.supports import unsupported_features
@@ -45,11 +48,13 @@ def load_model(
     plan: Plan,
     *,
     progress: ProgressCallback | None = None,
+    cache: PackedCache | None = None,
 ) -> NativeExecutor:
     """Load a checkpoint as `plan` says and return the executor, ready for its first step.
 
     Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB. The checkpoint stays
-    open; the page cache keeps none of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best.
+    open; the page cache keeps none of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best. `cache` keeps
+    the packed weights for the next load: by bytes the same as packing them again, and it never makes a load fail.
 
     Raises `UnsupportedModelError` naming the features, `CheckpointFormatError` naming the tensor whose values cannot be
     packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here.
@@ -59,8 +64,8 @@ def load_model(
         raise UnsupportedModelError(f"this model cannot run here: it has {', '.join(features)}", features=features)
     with _named_allocation(f"{plan.num_threads} threads"):
         pool = _core.ThreadPool(plan.num_threads)
-    loader = _Loader(checkpoint, spec, weights, plan.formats, pool, progress)
-    loader.load()
+    loader = _Loader(checkpoint, spec, weights, plan, pool, progress)
+    loader.load(cache)
     block_bytes = kv_block_bytes(spec, plan.formats.kv)
     with _named_allocation(f"a KV pool of {plan.num_blocks} blocks, {format_bytes(plan.num_blocks * block_bytes)}"):
         kv = _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES)
@@ -97,30 +102,50 @@ class _Loader:
         checkpoint: Checkpoint,
         spec: ArchSpec,
         weights: WeightMap,
-        formats: ModelFormats,
+        plan: Plan,
         pool: _core.ThreadPool,
         progress: ProgressCallback | None,
     ) -> None:
         self._checkpoint = checkpoint
         self._weights = weights
+        self._plan = plan
         self._progress = progress
         self._digest = hashlib.blake2b(digest_size=16)
         self._total_bytes = sum(binding_bytes(checkpoint, matrix) for matrix in weights.matrices)
         self._total_bytes += sum(binding_bytes(checkpoint, vector) for vector in weights.vectors)
         self._done_bytes = 0
+        self._restored_digest: bytes | None = None
         self.matrices: dict[MatrixKey, int] = {}
         self.vectors: dict[VectorKey, Float32] = {}
-        shapes = []
+        self._shapes = []
         for index, matrix in enumerate(weights.matrices):
-            weight_format = matrix_format(matrix.role, spec, formats)
+            weight_format = matrix_format(matrix.role, spec, plan.formats)
             number = FORMAT_NUMBERS[weight_format.number]
-            shapes.append((number, matrix.num_outputs, matrix.num_inputs, weight_format.group))
+            self._shapes.append((number, matrix.num_outputs, matrix.num_inputs, weight_format.group))
             self.matrices[matrix.role, matrix.layer] = index
-        with _named_allocation(f"{len(shapes)} weight matrices of {plan_name(formats)}"):
-            self.store = _core.WeightStore(pool, shapes)
+        with _named_allocation(f"{len(self._shapes)} weight matrices of {plan_name(plan.formats)}"):
+            self.store = _core.WeightStore(pool, self._shapes)
 
-    def load(self) -> None:
-        """Read and pack everything, in the map's order."""
+    def load(self, cache: PackedCache | None) -> None:
+        """Restore everything from the cache, or read and pack it in the map's order and record it there."""
+        if not worth_caching(cache, self._plan.formats, self._total_bytes):
+            self._read_and_pack(None)
+            return
+        packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self.store)
+        restored = packed.restore(self._plan, self._progress)
+        if restored is not None:
+            for vector, values in zip(self._weights.vectors, restored.vectors, strict=True):
+                self.vectors[vector.role, vector.layer] = values
+            self._restored_digest = restored.weights_digest
+            return
+        with packed.record() as writer:
+            self._read_and_pack(writer)
+            if writer is not None:
+                news = Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
+                vectors = [self.vectors[vector.role, vector.layer] for vector in self._weights.vectors]
+                packed.publish(writer, vectors, self.weights_digest(), news, self._progress)
+
+    def _read_and_pack(self, writer: PackedWriter | None) -> None:
         for vector in self._weights.vectors:
             with _named_allocation(f"the vector {vector.role} of layer {vector.layer}"):
                 values = read_vector(self._checkpoint, vector)
@@ -131,12 +156,16 @@ class _Loader:
                 )
             self.vectors[vector.role, vector.layer] = values
             self._note(values, binding_bytes(self._checkpoint, vector))
+        packed_bytes = 0
         for index, matrix in enumerate(self._weights.matrices):
             self._pack(index, matrix)
+            packed_bytes += self.store.matrix_bytes(index)
+            if writer is not None:
+                writer.advance(packed_bytes)
 
     def weights_digest(self) -> bytes:
-        """Return a digest of names, shapes and a regular sample of the bytes of all that was read."""
-        return self._digest.digest()
+        """Return a digest of names, shapes and a regular sample of the bytes of all that was read, now or then."""
+        return self._digest.digest() if self._restored_digest is None else self._restored_digest
 
     def _pack(self, index: int, matrix: MatrixBinding) -> None:
         with _named_allocation(f"a slice of {matrix.parts[0].name}"):
@@ -164,7 +193,7 @@ class _Loader:
         self._digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)[::_SAMPLE_STRIDE_BYTES].tobytes())
         self._done_bytes += source_bytes
         if self._progress is not None:
-            self._progress(Progress(stage="load", done_bytes=self._done_bytes, total_bytes=self._total_bytes))
+            self._progress(Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes))
 
 
 def plan_name(formats: ModelFormats) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from openautoglm.checkpoint.json_files import JsonLimits, read_json
 from openautoglm.errors import ModelError
 from openautoglm.families.config_reader import ConfigReader
+from openautoglm.spec.sampling import SMALLEST_POSITIVE
 from openautoglm.units import MIB
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -69,16 +70,16 @@ def read_generation_defaults(directory: Path, config: Mapping[str, object]) -> G
 
 def generation_defaults(values: Mapping[str, object], config: Mapping[str, object]) -> GenerationDefaults:
     """Return the defaults of a generation_config.json's values over those of config.json."""
-    reader = ConfigReader(values)
+    reader = ConfigReader(values, path=f"{GENERATION_CONFIG_NAME}: ")
     sample = reader.flag("do_sample", True) if reader.has("do_sample") else True
     temperature = reader.optional_number("temperature", low=0.0, high=100.0)
     return GenerationDefaults(
         eos_token_ids=_eos_token_ids(values, config),
         temperature=temperature if sample else 0.0,
-        top_p=reader.optional_number("top_p", low=1e-9, high=1.0),
+        top_p=reader.optional_number("top_p", low=SMALLEST_POSITIVE, high=1.0),
         top_k=reader.optional_integer("top_k", low=0, high=1 << 30),
         min_p=reader.optional_number("min_p", low=0.0, high=1.0),
-        repetition_penalty=reader.optional_number("repetition_penalty", low=1e-9, high=100.0),
+        repetition_penalty=reader.optional_number("repetition_penalty", low=SMALLEST_POSITIVE, high=100.0),
         not_honoured=tuple(name for name, idle in _NOT_HONOURED.items() if name in values and values[name] not in idle),
     )
 

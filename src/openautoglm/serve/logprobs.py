@@ -47,9 +47,14 @@ class CompletionLogprobs:
         return {
             "tokens": [text(entry.token) for entry in logprobs],
             "token_logprobs": [max(entry.logprob, _LOWEST) for entry in logprobs],
-            # Best last into the object: of tokens that look the same (pieces of characters) the best one stays.
+            # Best last into the object: of tokens that look the same (pieces of characters) the best one stays. The
+            # chosen token is always there, as at OpenAI: up to one more than was asked for.
             "top_logprobs": [
-                {text(token): max(logprob, _LOWEST) for token, logprob in reversed(entry.top)} for entry in logprobs
+                {
+                    text(token): max(logprob, _LOWEST)
+                    for token, logprob in ((entry.token, entry.logprob), *reversed(entry.top))
+                }
+                for entry in logprobs
             ],
             "text_offset": offsets,
         }

@@ -18,14 +18,13 @@ from openautoglm.engine.assemble import Prepared, default_sampling, prepare
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.process import EngineProcess
-from openautoglm.errors import UnsupportedModelError
 from openautoglm.families.generation import read_generation_defaults
 from openautoglm.log import ROOT_LOGGER_NAME, get_logger
 from openautoglm.planner.explain import plan_table
 from openautoglm.progress import ProgressCallback
 from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
-from openautoglm.serve.listener import open_listener, url_of
+from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
 from openautoglm.serve.settings import EdgeSettings, check_bind, key_digest
@@ -60,7 +59,7 @@ def serve(
     try:
         with ExitStack() as stack:
             listener = stack.enter_context(open_listener(options.host, options.port))
-            prepared = prepare(options.engine)
+            prepared = prepare(options.engine, to_run=True)
             _tell(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
             stack.enter_context(template)
@@ -90,11 +89,6 @@ def _pinned(options: EngineOptions, plan: Plan) -> EngineOptions:
 
 def _open_text(prepared: Prepared, progress: ProgressCallback | None) -> tuple[Tokenizer, ChatTemplate, SamplingParams]:
     """Read what this process needs of the checkpoint; cheap, so that a bad tokenizer fails before the load."""
-    plan = prepared.plan
-    if not plan.runnable:
-        raise UnsupportedModelError(
-            f"{plan.model} can be planned but not run yet: {'; '.join(plan.unsupported)}", features=plan.unsupported
-        )
     directory = prepared.directory(progress=progress)
     tokenizer = Tokenizer.from_directory(directory)
     tokenizer.check_vocabulary(prepared.spec.vocab_size)
@@ -111,7 +105,7 @@ async def _run(
     sampling: SamplingParams,
     description: EngineDescription,
 ) -> int:
-    names = options.model_names or (description.model,)
+    names = options.model_names or _default_names(options.engine.model, description.model)
     context = ServeContext(
         client=process.client(),
         description=description,
@@ -132,9 +126,15 @@ async def _run(
         context.close()
 
 
+def _default_names(given: str, model: str) -> tuple[str, ...]:
+    """Return the names of a model that was given none: its own, a directory's also as it was typed."""
+    return tuple(dict.fromkeys((model.removeprefix("./"), model, given)))
+
+
 async def _serve_until_stopped(
     context: ServeContext, listener: socket.socket, process: EngineProcess, drain_seconds: float
 ) -> int:
+    listen(listener)
     server = _Server(context, drain_seconds)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))
@@ -197,11 +197,13 @@ class _Server(uvicorn.Server):
 
 
 def _join_logs() -> None:
-    """Send uvicorn's warnings where ours go."""
-    logger = logging.getLogger("uvicorn")
-    logger.handlers[:] = logging.getLogger(ROOT_LOGGER_NAME).handlers
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
+    """Send the warnings of uvicorn and asyncio where ours go."""
+    # asyncio warns of every client that leaves in mid-answer, which is no news.
+    for name, level in (("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = logging.getLogger(ROOT_LOGGER_NAME).handlers
+        logger.setLevel(level)
+        logger.propagate = False
 
 
 def _tell(text: str) -> None:

@@ -72,7 +72,7 @@ def refuse_chat_fields(body: ChatBody) -> None:
         raise InvalidRequestError(f"tool_choice cannot be honoured: {_TOOLS}", param="tool_choice")
     if tools and choice != "none":
         raise InvalidRequestError(f"tools cannot be honoured: {_TOOLS}", param="tools")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
 
 

@@ -17,6 +17,9 @@ from enum import StrEnum
 
 from openautoglm.units import round_up
 
+# Any change of packed bytes (order in a tile, rounding of scales, choice of clips) counts it up: cached files of packed
+# weights are known by it.
+PACKED_LAYOUT_VERSION = 1
 TILE_OUTPUTS = 32
 ACTIVATION_GROUP = 128
 

@@ -12,6 +12,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIASES = 1024
+# The sampler computes in float32: what is positive here must be so there, with room for a quotient of logits.
+SMALLEST_POSITIVE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +49,9 @@ class SamplingParams:
         """Check every field."""
         self._check_lengths()
         self._number("temperature", 0.0, 100.0)
-        self._number("top_p", 0.0, 1.0, open_low=True)
+        self._number("top_p", SMALLEST_POSITIVE, 1.0)
         self._number("min_p", 0.0, 1.0)
-        self._number("repetition_penalty", 0.0, 100.0, open_low=True)
+        self._number("repetition_penalty", SMALLEST_POSITIVE, 100.0)
         self._number("frequency_penalty", -2.0, 2.0)
         self._number("presence_penalty", -2.0, 2.0)
         self._integer("top_k", 0, 1 << 30)
@@ -93,12 +95,11 @@ class SamplingParams:
             if not -100.0 <= bias <= 100.0:
                 raise InvalidRequestError(f"logit_bias values lie in [-100, 100], got {bias}", param="logit_bias")
 
-    def _number(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    def _number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not low <= value <= high or (open_low and value == low):
-            left = "(" if open_low else "["
-            raise InvalidRequestError(f"{name} must be a number in {left}{low:g}, {high:g}], got {value!r}", param=name)
+        if not good or not low <= value <= high:
+            raise InvalidRequestError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r}", param=name)
 
     def _integer(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -60,6 +60,10 @@ class ChatTemplate:
         if self.exists:
             self._process.start()
 
+    def check(self) -> None:
+        """Raise `TemplateError` if the checkpoint has no template for a conversation."""
+        self._choose(with_tools=False)
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -113,7 +117,8 @@ class ChatTemplate:
         if not self._templates:
             raise TemplateError(
                 "this model has no chat template: it was not trained to chat, or its files are incomplete. "
-                "Continue plain text with /v1/completions, or put a chat_template.jinja beside the model's files"
+                "Continue plain text instead (run --raw, LLM.generate, /v1/completions), or put a chat_template.jinja "
+                "beside the model's files"
             )
         if with_tools and _TOOL_USE in self._templates:
             return _TOOL_USE

@@ -1,0 +1,242 @@
+"""The prepacked cache: packed weights of earlier loads on disk, so that the next start reads instead of quantising.
+
+    $XDG_CACHE_HOME/openautoglm/packed/      (or ~/.cache/...; mode 0700)
+        <key>.packed                         one load's weights (mode 0600); the key is `packed_key`
+        <key>.packed.<pid>-<random>.partial  being written, locked by its writer
+
+A cache never fails a load: what cannot be read or written is a warning. The least recently used files go first when the
+total would exceed `max_bytes`, after files whose checkpoint is gone and partial files whose writer died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openautoglm.checkpoint.packed_format import SOURCE_PROBE_BYTES, PackedLayout, read_source
+from openautoglm.checkpoint.packed_reader import PackedReader
+from openautoglm.checkpoint.packed_writer import PackedWriter
+from openautoglm.errors import ConfigError
+from openautoglm.log import get_logger
+from openautoglm.units import GIB, MIB, format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+OFF = "off"
+# Below this, quantising takes less time than opening a file and checking it is worth.
+MIN_SOURCE_BYTES = 64 * MIB
+MAX_CACHE_BYTES = 64 * GIB
+SPARE_DISK_BYTES = GIB
+
+_PACKED = re.compile(r"[0-9a-f]{64}\.packed", re.ASCII)
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.packed\.[0-9]+-[0-9a-f]{12}\.partial", re.ASCII)
+_LOGGER = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedCache:
+    """A directory of packed files, made when the first one is written.
+
+    Checkpoints of less than `min_source_bytes` are not cached; all files together stay within `max_bytes`; nothing is
+    written that would leave less than `spare_disk_bytes` free.
+    """
+
+    directory: Path
+    min_source_bytes: int = MIN_SOURCE_BYTES
+    max_bytes: int = MAX_CACHE_BYTES
+    spare_disk_bytes: int = SPARE_DISK_BYTES
+
+    def path(self, layout: PackedLayout) -> Path:
+        """Return where a layout's file stands, whether it exists or not."""
+        return self.directory / f"{layout.key.hex()}.packed"
+
+    def open(self, layout: PackedLayout) -> PackedReader | None:
+        """Return the file that holds `layout`, its header not yet checked, or None if there is none.
+
+        Raises `OSError` and `PackedFileError`.
+        """
+        return PackedReader.open(self.path(layout), layout)
+
+    def discard(self, reader: PackedReader) -> None:
+        """Remove the file that was read, unless somebody has put another in its place."""
+        try:
+            if reader.path.stat(follow_symlinks=False).st_ino == reader.inode:
+                reader.path.unlink()
+        except OSError as error:
+            _LOGGER.warning("%s cannot be removed (%s)", reader.path, error.strerror)
+
+    @contextmanager
+    def writer(self, layout: PackedLayout, arena: memoryview) -> Iterator[PackedWriter | None]:
+        """Yield a writer of a layout's file, or None, with a log line, where it cannot or should not be written.
+
+        A block that fails, is interrupted, or does not `publish` leaves no file.
+        """
+        writer: PackedWriter | None = None
+        try:
+            if self._make_room(layout):
+                writer = PackedWriter(self.path(layout), layout, arena)
+        except OSError as error:
+            self._warn(error)
+        try:
+            yield writer
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def publish(
+        self,
+        writer: PackedWriter,
+        vectors: Sequence[NDArray[np.float32]],
+        *,
+        weights_digest: bytes,
+        source: str,
+        on_wait: Callable[[], None],
+    ) -> bool:
+        """Finish a file and give it its name; return False, with a warning, where the disk would not have it."""
+        try:
+            writer.finish(vectors, weights_digest=weights_digest, source=source, on_wait=on_wait)
+        except OSError as error:
+            self._warn(error)
+            return False
+        return True
+
+    def usage(self) -> tuple[int, int]:
+        """Return the number of packed files and their bytes; none where the directory cannot be read."""
+        try:
+            sizes = [status.st_size for _, status in self._entries(_PACKED)]
+        except OSError as error:
+            _LOGGER.warning("%s cannot be read (%s)", self.directory, error.strerror)
+            return 0, 0
+        return len(sizes), sum(sizes)
+
+    def remove_stale(self) -> None:
+        """Remove files whose checkpoint is gone, and partial files whose writer died."""
+        for path, _ in self._entries(_PARTIAL):
+            _remove_unused(path, "its writer died")
+        for path, _ in self._entries(_PACKED):
+            source = _source(path)
+            if source and _vanished(source):
+                _remove_unused(path, f"{source} is gone")
+
+    def _make_room(self, layout: PackedLayout) -> bool:
+        """Make the directory, and room in it within `max_bytes`; say whether the file may be written."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.remove_stale()
+        if layout.file_bytes > self.max_bytes:
+            _LOGGER.info("not cached: %s exceed the cache's limit", format_bytes(layout.file_bytes))
+            return False
+        entries = [*self._entries(_PACKED), *self._entries(_PARTIAL)]
+        total_bytes = sum(status.st_size for _, status in entries)
+        for path, status in sorted(self._entries(_PACKED), key=lambda entry: entry[1].st_mtime_ns):
+            if total_bytes + layout.file_bytes <= self.max_bytes:
+                break
+            if path != self.path(layout) and _remove_unused(path, "it was used longest ago"):
+                total_bytes -= status.st_size
+        free_bytes = shutil.disk_usage(self.directory).free
+        if free_bytes < layout.file_bytes + self.spare_disk_bytes:
+            _LOGGER.warning(
+                "packed weights are not cached: they take %s and %s would stay spare, but %s has only %s free",
+                format_bytes(layout.file_bytes),
+                format_bytes(self.spare_disk_bytes),
+                self.directory,
+                format_bytes(free_bytes),
+            )
+            return False
+        return True
+
+    def _entries(self, pattern: re.Pattern[str]) -> list[tuple[Path, os.stat_result]]:
+        """List this cache's own files; others that stand in the directory are none of its business."""
+        found: list[tuple[Path, os.stat_result]] = []
+        if self.directory.is_dir():
+            with os.scandir(self.directory) as entries:
+                for entry in entries:
+                    if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        try:
+                            found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+                        except FileNotFoundError:
+                            continue  # another process removed or renamed it meanwhile
+        return found
+
+    def _warn(self, error: OSError) -> None:
+        _LOGGER.warning(
+            "packed weights are not cached in %s (%s): the next start will quantise again; "
+            "choose another directory with --cache, or none with --no-cache",
+            self.directory,
+            error.strerror or error,
+        )
+
+
+def open_cache(setting: str | None, environment: Mapping[str, str] | None = None) -> PackedCache | None:
+    """Return the cache of a setting: a directory, "off" (None is returned), or None for the user's default.
+
+    Raises `ConfigError` for a directory below the home of an unknown user.
+    """
+    if setting == OFF:
+        return None
+    if setting is not None:
+        try:
+            return PackedCache(directory=Path(setting).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"the cache directory {setting!r} names no home directory: {error}") from error
+    directory = default_directory(os.environ if environment is None else environment)
+    return None if directory is None else PackedCache(directory=directory)
+
+
+def default_directory(environment: Mapping[str, str]) -> Path | None:
+    """Return openautoglm/packed below $XDG_CACHE_HOME, else below ~/.cache; None for a user without a home.
+
+    A relative $XDG_CACHE_HOME is ignored (https://specifications.freedesktop.org/basedir-spec).
+    """
+    base = environment.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():
+        return Path(base) / "openautoglm" / "packed"
+    home = environment.get("HOME", "")
+    return Path(home) / ".cache" / "openautoglm" / "packed" if Path(home).is_absolute() else None
+
+
+def _source(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return read_source(file.read(SOURCE_PROBE_BYTES))
+    except OSError:
+        return ""  # not ours to read, or gone: nothing is known of it
+
+
+def _vanished(source: str) -> bool:
+    try:
+        Path(source).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False  # out of reach, or no path: nothing is known of it
+    return False
+
+
+def _remove_unused(path: Path, reason: str) -> bool:
+    """Remove a file that no process holds open here; say whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        _LOGGER.debug("%s stays: %s", path, error.strerror)
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _LOGGER.debug("%s is in use or cannot be removed: %s", path, error.strerror)
+        return False
+    finally:
+        os.close(descriptor)
+    _LOGGER.info("removed %s: %s", path, reason)
+    return True

@@ -1,0 +1,167 @@
+"""Reading a packed file straight into the memory that the weights will live in, checked slice by slice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from openautoglm.checkpoint.packed_format import (
+    PackedFileError,
+    PackedHeader,
+    PackedLayout,
+    parse_header,
+)
+from openautoglm.units import MIB
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Read and summed in pieces that still lie in the processor's cache for the second of the two.
+_PIECE_BYTES = MIB
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class PackedReader:
+    """An open packed file whose header fits what is needed; a context manager. While it is open, nobody evicts it."""
+
+    def __init__(self, descriptor: int, path: Path, layout: PackedLayout) -> None:
+        self._descriptor = descriptor
+        self._layout = layout
+        self.path = path
+        self.inode = os.fstat(descriptor).st_ino
+        self.header: PackedHeader | None = None
+
+    @classmethod
+    def open(cls, path: Path, layout: PackedLayout) -> PackedReader | None:
+        """Open a file and mark it as used now; return None if there is none. Its header is checked by `check`.
+
+        Raises `OSError`, and `PackedFileError` for what is no private regular file of this user.
+        """
+        try:
+            descriptor = os.open(path, _OPEN_FLAGS)
+        except FileNotFoundError:
+            return None
+        try:
+            _check_owner(os.fstat(descriptor))
+            _lock_shared(descriptor)
+            return cls(descriptor, path, layout)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def check(self) -> PackedHeader:
+        """Read and check the header, and note the use; raise `OSError` or `PackedFileError`."""
+        file_bytes = os.fstat(self._descriptor).st_size
+        data = b"" if file_bytes != self._layout.file_bytes else self._read(0, self._layout.header_bytes)
+        self.header = parse_header(data, self._layout, file_bytes=file_bytes)
+        with suppress(OSError):  # a read-only file system: the order of use stays as it is
+            os.utime(self._descriptor)
+        return self.header
+
+    def read_vectors(self) -> list[NDArray[np.float32]]:
+        """Return every vector, in the layout's order. Raises `OSError`, `PackedFileError`. Peak bytes: the result."""
+        import numpy as np
+
+        assert self.header is not None
+        data = self._read(self._layout.vectors_begin, self._layout.vectors_bytes)
+        if zlib.crc32(data) != self.header.vectors_checksum:
+            raise PackedFileError("the vectors do not match their checksum")
+        values = np.frombuffer(data, dtype="<f4")
+        ends = np.cumsum(self._layout.vector_elements)[:-1]
+        return [np.ascontiguousarray(vector, dtype=np.float32) for vector in np.split(values, ends)]
+
+    def read_arena(
+        self, target: memoryview, *, num_threads: int, keep_pages: bool, on_bytes: Callable[[int], None]
+    ) -> None:
+        """Fill `target` (the arena's bytes) and check every slice; on failure its contents are arbitrary.
+
+        `on_bytes` hears, on the calling thread, how many bytes each finished slice had. `keep_pages` leaves the file in
+        the page cache for the next start; otherwise each slice's pages are dropped behind it. Allocates nothing.
+        Raises `OSError`, `PackedFileError`.
+        """
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        stopped = threading.Event()
+
+        def read_slice(index: int) -> int:
+            if stopped.is_set():
+                return 0
+            begin, end = self._layout.slice_range(index)
+            self._read_slice(index, target[begin:end])
+            if not keep_pages:
+                position = self._layout.arena_begin + begin
+                os.posix_fadvise(self._descriptor, position, end - begin, os.POSIX_FADV_DONTNEED)
+            return end - begin
+
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="packed-read") as threads:
+            pending = {threads.submit(read_slice, index) for index in range(self._layout.num_slices)}
+            try:
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for finished in done:
+                        on_bytes(finished.result())
+            finally:
+                stopped.set()
+
+    def _read_slice(self, index: int, target: memoryview) -> None:
+        assert self.header is not None
+        position = self._layout.arena_begin + self._layout.slice_range(index)[0]
+        checksum = 0
+        for start in range(0, len(target), _PIECE_BYTES):
+            piece = target[start : start + _PIECE_BYTES]
+            self._read_into(piece, position + start)
+            checksum = zlib.crc32(piece, checksum)
+        if checksum != self.header.slice_checksums[index]:
+            raise PackedFileError(f"slice {index} of {self._layout.num_slices} does not match its checksum")
+
+    def _read(self, position: int, num_bytes: int) -> bytes:
+        data = bytearray(num_bytes)
+        self._read_into(memoryview(data), position)
+        return bytes(data)
+
+    def _read_into(self, target: memoryview, position: int) -> None:
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._descriptor, [target[done:]], position + done)
+            if count == 0:
+                raise PackedFileError(f"the file ends at byte {position + done}: somebody truncated it")
+            done += count
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> PackedReader:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _check_owner(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise PackedFileError("it is no regular file")
+    if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_MAY_WRITE:
+        raise PackedFileError("others own it or may write it, so its contents cannot be trusted")
+
+
+def _lock_shared(descriptor: int) -> None:
+    """Keep evictors away. File systems without locks have none to keep; removing an open file harms no reader."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
