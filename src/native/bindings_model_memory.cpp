@@ -107,5 +107,6 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("block_bytes", &KvPool::block_bytes)
       .def_prop_ro("blocks_per_slab", &KvPool::blocks_per_slab)
       .def_prop_ro("num_slabs", &KvPool::num_slabs)
-      .def_prop_ro("allocated_bytes", &KvPool::allocated_bytes);
+      .def_prop_ro("allocated_bytes", &KvPool::allocated_bytes)
+      .def_prop_ro("resident_bytes", &KvPool::resident_bytes);
 }

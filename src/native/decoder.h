@@ -52,6 +52,7 @@ class Decoder {
   const DecoderConfig& config() const { return config_; }
   const char* instruction_set() const { return kernels_.name; }
   size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
+  size_t workspace_resident_bytes() const { return workspace_.resident_bytes(); }
   int num_threads() const { return pool_->num_threads(); }
 
   // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.

@@ -70,6 +70,7 @@ struct Workspace {
   std::vector<ThreadScratch> threads;
 
   size_t allocated_bytes() const { return memory_.size(); }
+  size_t resident_bytes() const { return memory_.resident_bytes(); }
 
  private:
   class Carver;

@@ -21,6 +21,7 @@ class KvPool {
   int64_t blocks_per_slab() const { return blocks_per_slab_; }
   int64_t num_slabs() const { return num_slabs_; }
   size_t allocated_bytes() const { return memory_.size(); }
+  size_t resident_bytes() const { return memory_.resident_bytes(); }
   uint8_t* block(int64_t index) const { return memory_.data() + static_cast<size_t>(index) * block_bytes_; }
 
   void copy(int64_t source, int64_t destination);

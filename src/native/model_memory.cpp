@@ -13,7 +13,7 @@ constexpr size_t kHugePageBytes = size_t{2} << 20;
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Bytes of [data, data + bytes) that are in memory now; both are whole pages.
-size_t resident_bytes(uint8_t* data, size_t bytes) {
+size_t resident_bytes_of(uint8_t* data, size_t bytes) {
   constexpr size_t kPagesAtOnce = 4096;
   unsigned char states[kPagesAtOnce];
   const size_t page = page_bytes();
@@ -56,6 +56,8 @@ Memory::~Memory() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
+size_t Memory::resident_bytes() const { return bytes_ == 0 ? 0 : resident_bytes_of(data_, bytes_); }
+
 void Memory::populate(size_t begin, size_t end) {
   const size_t page = page_bytes();
   for (size_t offset = begin / page * page; offset < end; offset += page) {
@@ -69,7 +71,7 @@ size_t Memory::release(size_t begin, size_t end) {
   const size_t first = round_up(begin, page);
   const size_t last = end == bytes_ ? end : end / page * page;
   if (first >= last) return 0;
-  const size_t resident = resident_bytes(data_ + first, last - first);
+  const size_t resident = resident_bytes_of(data_ + first, last - first);
   return madvise(data_ + first, last - first, MADV_DONTNEED) == 0 ? resident : 0;
 }
 

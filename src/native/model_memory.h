@@ -18,6 +18,8 @@ class Memory {
 
   uint8_t* data() const { return data_; }
   size_t size() const { return bytes_; }  // rounded up to whole pages
+  // How much of it is in memory now.
+  size_t resident_bytes() const;
 
   // Take every page of [begin, end) from the system now.
   void populate(size_t begin, size_t end);

@@ -20,6 +20,7 @@
     │   └── ContextOverflowError
     ├── OverloadedError          no room now: carries retry_after_seconds (HTTP 429)
     └── EngineError              the engine failed or is gone (HTTP 5xx)
+        └── StepRefusedError         the executor refused a batch before computing anything of it
 
 Every message says what was wrong, what was expected, and what to do.
 """
@@ -136,3 +137,7 @@ class EngineError(OpenAutoGLMError):
     """The engine failed, is starting, or is gone."""
 
     http_status = 503
+
+
+class StepRefusedError(EngineError):
+    """The executor refused a batch before computing anything; it still runs, and other batches may pass."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openautoglm.engine.client import GenerationRequest
-from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
+from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError, StepRefusedError
 from openautoglm.executor.protocol import StepBatch
 from openautoglm.spec.sampling import SamplingParams
 from tests.engine.history_executor import (
@@ -403,3 +403,18 @@ def test_cache_groups_of_different_blocks_are_refused() -> None:
     executor._layout = replace(layout, groups=(group, replace(group, block_tokens=32)))
     with pytest.raises(EngineError, match=r"\[16, 32\]"):
         make_engine(executor)
+
+
+def test_a_refused_step_ends_the_request_at_fault_alone() -> None:
+    poison = 0.125
+
+    def refuse(batch: StepBatch) -> None:
+        if batch.sample is not None and (batch.sample.top_ps == poison).any():
+            raise StepRefusedError("top_p")
+
+    requests = [make(name, [index, 5, 9]) for index, name in enumerate("abc")]
+    bad = make("bad", [7, 7], temperature=1.0, top_p=poison, n=2)
+    done = run_all(make_engine(HistoryExecutor(64, fail=refuse)), [requests[0], bad, *requests[1:]])
+    for request in requests:
+        assert done.outcomes[request.request_id, 0] == isolated(request, 0, context_tokens=512)
+    assert {done.outcomes["bad", choice].finish_reason for choice in range(2)} == {"error"}

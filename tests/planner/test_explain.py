@@ -75,6 +75,7 @@ def test_a_receipt_shows_what_no_component_explains():
         kv_bytes=100 * MIB,
         workspace_bytes=30 * MIB,
         runtime_bytes=90 * MIB,
+        untouched_bytes=0,
         resident_bytes=900 * MIB,
         peak_bytes=950 * MIB,
     )
@@ -92,10 +93,11 @@ def test_pages_not_touched_yet_are_said_so():
         kv_bytes=1000 * MIB,
         workspace_bytes=0,
         runtime_bytes=0,
-        resident_bytes=700 * MIB,
-        peak_bytes=700 * MIB,
+        untouched_bytes=900 * MIB,
+        resident_bytes=710 * MIB,
+        peak_bytes=710 * MIB,
     )
     plan = make_plan(QWEN3_06B, machine(), Goal(), model="q")
-    line = next(line for line in receipt_table(plan, measured).splitlines() if "unaccounted" in line)
-    assert "-900 MiB" in line
-    assert "not touched yet" in line
+    lines = receipt_table(plan, measured).splitlines()
+    assert "-900 MiB" in next(line for line in lines if "not touched yet" in line)
+    assert "10.0 MiB" in next(line for line in lines if "unaccounted" in line)

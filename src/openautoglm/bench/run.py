@@ -13,10 +13,9 @@ from openautoglm.engine.assemble import Prepared, prepare
 from openautoglm.engine.options import EngineOptions
 from openautoglm.errors import DoesNotFitError, UnsupportedModelError
 from openautoglm.executor.load import load_model
-from openautoglm.executor.native import NativeExecutor
+from openautoglm.executor.measured import measured_memory
 from openautoglm.families.registry import weight_map
-from openautoglm.planner.explain import MeasuredMemory
-from openautoglm.probe.process_memory import measure_process_memory, peak_resident_bytes, reset_peak_resident
+from openautoglm.probe.process_memory import measure_process_memory, reset_peak_resident
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.goal import Goal
 
@@ -70,20 +69,8 @@ def prepare_bench(reference: str, goal: Goal) -> Prepared:
     for batch in batches:
         wished = replace(goal, context_tokens=context_tokens, concurrency=batch)
         try:
-            return prepare(EngineOptions(model=reference, goal=wished))
+            return prepare(EngineOptions(model=reference, goal=wished), to_run=True)
         except DoesNotFitError:
             if batch == batches[-1]:
                 raise
     raise AssertionError("there is always a batch to try")
-
-
-def measured_memory(executor: NativeExecutor, runtime_bytes: int) -> MeasuredMemory:
-    """Return what an executor and its process take now, `runtime_bytes` being the process before loading."""
-    return MeasuredMemory(
-        weight_bytes=executor.weight_bytes,
-        kv_bytes=executor.kv_bytes,
-        workspace_bytes=executor.workspace_bytes,
-        runtime_bytes=runtime_bytes,
-        resident_bytes=measure_process_memory().pss_bytes,
-        peak_bytes=peak_resident_bytes(),
-    )

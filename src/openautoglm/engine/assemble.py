@@ -18,16 +18,17 @@ from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
 from openautoglm.executor.load import load_model
+from openautoglm.executor.measured import measured_memory
 from openautoglm.executor.native import NativeExecutor
 from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.log import get_logger
-from openautoglm.planner.explain import MeasuredMemory, plan_table, receipt_table
+from openautoglm.planner.explain import plan_table, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
 from openautoglm.probe.machine import probe_machine
-from openautoglm.probe.process_memory import measure_process_memory, peak_resident_bytes
+from openautoglm.probe.process_memory import measure_process_memory
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.machine import MachineSpec
@@ -107,7 +108,9 @@ def open_engine(
     _check_eos(defaults.eos_token_ids, spec)
     tokenizer = Tokenizer.from_directory(directory)
     tokenizer.check_vocabulary(spec.vocab_size)
-    runtime_bytes = measure_process_memory().pss_bytes
+    # A server's plan covers the HTTP process, which started this one, and its template worker too.
+    tree = os.getppid() if prepared.options.server else None
+    runtime_bytes = measure_process_memory(tree).pss_bytes
     with Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(spec, prepared.config, shapes)
@@ -127,7 +130,7 @@ def open_engine(
             max_queued=options.max_queued,
             resident_bytes=_resident_bytes,
         )
-        receipt = receipt_table(plan, _measured(executor, runtime_bytes))
+        receipt = receipt_table(plan, measured_memory(executor, runtime_bytes, tree=tree))
     except BaseException:
         executor.close()
         raise
@@ -218,14 +221,3 @@ def _check_eos(eos_token_ids: tuple[int, ...], spec: ArchSpec) -> None:
 def _resident_bytes() -> int:
     resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return resident_pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _measured(executor: NativeExecutor, runtime_bytes: int) -> MeasuredMemory:
-    return MeasuredMemory(
-        weight_bytes=executor.weight_bytes,
-        kv_bytes=executor.kv_bytes,
-        workspace_bytes=executor.workspace_bytes,
-        runtime_bytes=runtime_bytes,
-        resident_bytes=measure_process_memory().pss_bytes,
-        peak_bytes=peak_resident_bytes(),
-    )

@@ -12,7 +12,7 @@ from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationR
 from openautoglm.engine.pace import Pace
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.scheduler import Schedule, Scheduler
-from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError, OverloadedError
+from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError, OverloadedError, StepRefusedError
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
 from openautoglm.text.detokenize import TokenSource
@@ -104,17 +104,20 @@ class Engine:
         schedule = self._scheduler.schedule()
         if schedule.rows:
             schedule.stamp()
-            result = self._run(schedule)
-            if result is not None:
-                self._scheduler.commit(schedule)
-                self._commit_tokens(schedule, result)
+            self._compute(schedule)
             self._num_steps += 1
             self._step_seconds += time.perf_counter() - begin_seconds
         events, self._events = self._events, []
         return events
 
+    def _compute(self, schedule: Schedule) -> None:
+        result = self._run(schedule)
+        if result is not None:
+            self._scheduler.commit(schedule)
+            self._commit_tokens(schedule, result)
+
     def _run(self, schedule: Schedule) -> StepResult | None:
-        """Run a step; None when memory ran out, and the next one will be smaller."""
+        """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused."""
         try:
             return self._executor.submit(build_batch(schedule, num_groups=self._num_groups)).result()
         except OutOfMemoryError as error:
@@ -123,7 +126,20 @@ class Engine:
                 self._end_request(schedule.rows[0].sequence.request, "error", f"out of memory: {error}")
             self._pool.drop_cached()
             self._executor.trim(self._pool.live_blocks())
-            return None
+        except StepRefusedError as error:
+            self._isolate(schedule, error)
+        return None
+
+    def _isolate(self, schedule: Schedule, error: StepRefusedError) -> None:
+        """Compute a refused step request by request, so that only the one at fault ends."""
+        parts = schedule.by_request()
+        if len(parts) > 1:
+            for part in parts:
+                self._compute(part)
+            return
+        request = schedule.rows[0].sequence.request
+        _log.error("request %s ends, its step was refused: %s", request.request_id, error)
+        self._end_request(request, "error", "the engine could not compute this request")
 
     def _commit_tokens(self, schedule: Schedule, result: StepResult) -> None:
         tokens, counts, logprobs = result.tokens.tolist(), result.num_tokens.tolist(), result.logprobs.tolist()

@@ -47,6 +47,13 @@ class Schedule:
     rows: list[ScheduledRow]
     num_tokens: int
 
+    def by_request(self) -> list[Schedule]:
+        """Return a schedule for each request in this one."""
+        parts: dict[str, list[ScheduledRow]] = {}
+        for row in self.rows:
+            parts.setdefault(row.sequence.request.request_id, []).append(row)
+        return [Schedule(rows, sum(row.end - row.begin for row in rows)) for rows in parts.values()]
+
     def stamp(self) -> None:
         """Note the time for requests that start with this step."""
         now = time.monotonic()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openautoglm.errors import EngineError, OutOfMemoryError
+from openautoglm.errors import EngineError, OutOfMemoryError, StepRefusedError
 from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepHandle, StepResult, UInt64
 from openautoglm.executor.supports import unsupported_features
 from openautoglm.spec.arch import ArchSpec
@@ -93,7 +93,7 @@ class NativeExecutor:
                 f"no memory for the results of a step of {batch.tokens.size} tokens: ask for fewer logits or tokens"
             )
         except (ValueError, TypeError) as error:
-            return EngineError(f"the step breaks the executor's rules: {error}")
+            return StepRefusedError(f"the step breaks the executor's rules: {error}")
         return StepResult(
             tokens=tokens,
             num_tokens=num_tokens,
@@ -143,6 +143,13 @@ class NativeExecutor:
     def kv_bytes(self) -> int:
         """Bytes of the KV pool when all of it has been written."""
         return self._open().kv.allocated_bytes
+
+    @property
+    def untouched_bytes(self) -> int:
+        """Bytes of KV pool and workspace that are set aside and have not been written yet."""
+        model = self._open()
+        untouched_kv = model.kv.allocated_bytes - model.kv.resident_bytes
+        return untouched_kv + model.decoder.workspace_bytes - model.decoder.workspace_resident_bytes
 
     @property
     def workspace_bytes(self) -> int:

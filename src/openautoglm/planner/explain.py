@@ -16,25 +16,28 @@ SCHEMA_VERSION = 1
 class MeasuredMemory:
     """What a loaded engine really took.
 
-    `weight_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations; `runtime_bytes` is the process
-    tree before loading; `resident_bytes` is the tree's proportional set size now, `peak_bytes` its largest so far.
+    `weight_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations, of which `untouched_bytes` have
+    not been written yet; `runtime_bytes` is the process tree before loading; `resident_bytes` is the tree's
+    proportional set size now, `peak_bytes` its largest so far.
     """
 
     weight_bytes: int
     kv_bytes: int
     workspace_bytes: int
     runtime_bytes: int
+    untouched_bytes: int
     resident_bytes: int
     peak_bytes: int
 
     @property
     def accounted_bytes(self) -> int:
-        """The sum of the components."""
-        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes
+        """The sum of the components, as far as they are in memory."""
+        allocated_bytes = self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes
+        return allocated_bytes - self.untouched_bytes
 
     @property
     def unaccounted_bytes(self) -> int:
-        """Resident bytes that no component explains; negative while allocated pages are not yet touched."""
+        """Resident bytes that no component explains; negative where a component shrank after it was measured."""
         return self.resident_bytes - self.accounted_bytes
 
 
@@ -100,9 +103,9 @@ def receipt_table(plan: Plan, measured: MeasuredMemory) -> str:
         (f"  {name}", format_bytes(plan_bytes), format_bytes(bytes_), _percent(bytes_, plan_bytes), "")
         for name, plan_bytes, bytes_ in rows
     ]
-    unaccounted = measured.unaccounted_bytes
-    note = "allocated, not touched yet" if unaccounted < 0 else "explained by no component"
-    cells.append(("  unaccounted", "", format_bytes(unaccounted), "", note))
+    cells.append(("  not touched yet", "", format_bytes(-measured.untouched_bytes), "", "of KV cache and workspace"))
+    unaccounted = format_bytes(measured.unaccounted_bytes)
+    cells.append(("  unaccounted", "", unaccounted, "", "resident, explained by no component"))
     for name, bytes_ in (("resident now", measured.resident_bytes), ("peak so far", measured.peak_bytes)):
         share = _percent(bytes_, planned.peak_bytes)
         cells.append((f"  {name}", format_bytes(planned.peak_bytes), format_bytes(bytes_), share, ""))
