@@ -16,7 +16,7 @@ from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.process import EngineProcess
-from openautoglm.errors import UnsupportedModelError
+from openautoglm.errors import OutOfMemoryError, UnsupportedModelError
 from openautoglm.progress import Progress
 from openautoglm.spec.formats import NumberFormat
 from openautoglm.spec.goal import Goal
@@ -198,3 +198,23 @@ def test_the_real_worker_gives_the_same_bytes_and_its_heart_beats_in_a_step() ->
 
         asyncio.run(main())
         assert process.stop() == 0
+
+
+def test_the_ledger_holds_what_the_plan_said() -> None:
+    opened = open_engine(prepare(EngineOptions(model="demo", goal=Goal(context_tokens=256, concurrency=2))))
+    planned = opened.plan.breakdown
+    assert opened.ledger.usage() == {
+        "runtime": planned.runtime_bytes,
+        "weights": planned.weight_bytes,
+        "KV pool": planned.kv_bytes,
+        "workspace": planned.workspace_bytes,
+    }
+    opened.engine.close()
+    assert opened.ledger.usage() == {"runtime": planned.runtime_bytes}
+
+
+def test_a_load_beyond_its_budget_is_refused_before_it_is_taken() -> None:
+    prepared = prepare(EngineOptions(model="demo", goal=Goal(context_tokens=256, concurrency=2)))
+    short = prepared.plan.breakdown.peak_bytes - 1
+    with pytest.raises(OutOfMemoryError, match="workspace asks for"):
+        open_engine(replace(prepared, plan=replace(prepared.plan, budget_bytes=short)))

@@ -24,6 +24,7 @@ from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.log import get_logger
+from openautoglm.memory.ledger import Ledger
 from openautoglm.planner.explain import plan_table, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
@@ -57,7 +58,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedEngine:
-    """A loaded model. Closing `engine` frees it."""
+    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it."""
 
     engine: Engine
     executor: NativeExecutor
@@ -67,6 +68,7 @@ class OpenedEngine:
     receipt: str
     default_sampling: SamplingParams
     description: EngineDescription
+    ledger: Ledger
 
 
 def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
@@ -111,11 +113,9 @@ def open_engine(
     # A server's plan covers the HTTP process, which started this one, and its template worker too.
     tree = os.getppid() if prepared.options.server else None
     runtime_bytes = measure_process_memory(tree).pss_bytes
-    with Checkpoint.open(directory) as checkpoint:
-        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        weights = weight_map(spec, prepared.config, shapes)
-        cache = open_cache(prepared.options.cache)
-        executor = load_model(checkpoint, spec, weights, plan, progress=progress, cache=cache)
+    ledger = Ledger(plan.budget_bytes)
+    ledger.reserve("runtime", plan.breakdown.runtime_bytes)
+    executor = _load(prepared, directory, ledger, progress)
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
@@ -151,7 +151,18 @@ def open_engine(
         receipt=receipt,
         default_sampling=default_sampling(defaults),
         description=description,
+        ledger=ledger,
     )
+
+
+def _load(prepared: Prepared, directory: Path, ledger: Ledger, progress: ProgressCallback | None) -> NativeExecutor:
+    cache = open_cache(prepared.options.cache)
+    with Checkpoint.open(directory) as checkpoint:
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        weights = weight_map(prepared.spec, prepared.config, shapes)
+        return load_model(
+            checkpoint, prepared.spec, weights, prepared.plan, progress=progress, cache=cache, ledger=ledger
+        )
 
 
 def default_sampling(defaults: GenerationDefaults) -> SamplingParams:

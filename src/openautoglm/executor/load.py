@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from openautoglm.executor.protocol import Float32
 from openautoglm.executor.slices import Rows, binding_bytes, matrix_slices, read_vector
 from openautoglm.executor.supports import unsupported_features
 from openautoglm.memory.kv import kv_block_bytes
+from openautoglm.memory.ledger import Ledger
 from openautoglm.native import _core
 from openautoglm.progress import Progress, ProgressCallback
 from openautoglm.spec.arch import ArchSpec
@@ -49,12 +50,14 @@ def load_model(
     *,
     progress: ProgressCallback | None = None,
     cache: PackedCache | None = None,
+    ledger: Ledger | None = None,
 ) -> NativeExecutor:
     """Load a checkpoint as `plan` says and return the executor, ready for its first step.
 
-    Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB. The checkpoint stays
-    open; the page cache keeps none of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best. `cache` keeps
-    the packed weights for the next load: by bytes the same as packing them again, and it never makes a load fail.
+    Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB; `ledger` is charged for
+    each before its bytes are taken, until the executor is closed. The checkpoint stays open; the page cache keeps none
+    of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best. `cache` keeps the packed weights for the next
+    load: by bytes the same as packing them again, and it never makes a load fail.
 
     Raises `UnsupportedModelError` naming the features, `CheckpointFormatError` naming the tensor whose values cannot be
     packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here.
@@ -62,13 +65,41 @@ def load_model(
     features = unsupported_features(spec)
     if features:
         raise UnsupportedModelError(f"this model cannot run here: it has {', '.join(features)}", features=features)
-    with _named_allocation(f"{plan.num_threads} threads"):
-        pool = _core.ThreadPool(plan.num_threads)
-    loader = _Loader(checkpoint, spec, weights, plan, pool, progress)
-    loader.load(cache)
+    with ExitStack() as charges:
+
+        def charge(name: str, num_bytes: int) -> None:
+            if ledger is not None:
+                charges.enter_context(ledger.reserve(name, num_bytes))
+
+        with _named_allocation(f"{plan.num_threads} threads"):
+            pool = _core.ThreadPool(plan.num_threads)
+        charge("weights", plan.breakdown.weight_bytes)
+        loader = _Loader(checkpoint, spec, weights, plan, pool, progress)
+        loader.load(cache)
+        charge("KV pool", plan.breakdown.kv_bytes)
+        kv = _kv_pool(spec, plan)
+        charge("workspace", plan.breakdown.workspace_bytes)
+        decoder = _decoder(spec, plan, loader, pool, kv)
+        model = NativeModel(
+            decoder=decoder,
+            kv=kv,
+            num_layers=spec.num_layers,
+            max_step_tokens=plan.max_step_tokens,
+            max_step_rows=plan.max_step_rows,
+            vocab_size=spec.vocab_size,
+            weight_bytes=loader.store.allocated_bytes + sum(vector.nbytes for vector in loader.vectors.values()),
+            fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
+        )
+        return NativeExecutor(model, charges=charges.pop_all())
+
+
+def _kv_pool(spec: ArchSpec, plan: Plan) -> _core.KvPool:
     block_bytes = kv_block_bytes(spec, plan.formats.kv)
     with _named_allocation(f"a KV pool of {plan.num_blocks} blocks, {format_bytes(plan.num_blocks * block_bytes)}"):
-        kv = _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES)
+        return _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES)
+
+
+def _decoder(spec: ArchSpec, plan: Plan, loader: _Loader, pool: _core.ThreadPool, kv: _core.KvPool) -> _core.Decoder:
     config = describe_decoder(
         spec,
         plan.formats,
@@ -78,20 +109,7 @@ def load_model(
         max_step_rows=plan.max_step_rows,
     )
     with _named_allocation(f"the workspace of steps of {plan.max_step_tokens} tokens"):
-        decoder = _core.Decoder(pool, loader.store, kv, config, _instruction_set())
-    vector_bytes = sum(vector.nbytes for vector in loader.vectors.values())
-    return NativeExecutor(
-        NativeModel(
-            decoder=decoder,
-            kv=kv,
-            num_layers=spec.num_layers,
-            max_step_tokens=plan.max_step_tokens,
-            max_step_rows=plan.max_step_rows,
-            vocab_size=spec.vocab_size,
-            weight_bytes=loader.store.allocated_bytes + vector_bytes,
-            fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
-        )
-    )
+        return _core.Decoder(pool, loader.store, kv, config, _instruction_set())
 
 
 class _Loader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,12 +50,13 @@ class NativeExecutor:
     """Runs steps with the native decoder; made by `load.load_model`.
 
     `submit` runs the step on the calling thread and the pool's workers, without the interpreter lock, and returns a
-    finished handle. One thread at a time may call; the object holds the memory of weights, KV pool and workspace until
-    `close`.
+    finished handle. One thread at a time may call; the object holds the memory of weights, KV pool and workspace, and
+    what the ledger was charged for them, until `close`.
     """
 
-    def __init__(self, model: NativeModel) -> None:
+    def __init__(self, model: NativeModel, *, charges: ExitStack) -> None:
         self._model: NativeModel | None = model
+        self._charges = charges
 
     @staticmethod
     def supports(spec: ArchSpec) -> tuple[str, ...]:
@@ -168,6 +170,7 @@ class NativeExecutor:
     def close(self) -> None:
         """Stop threads and free everything; safe to call twice."""
         self._model = None
+        self._charges.close()
 
     def _open(self) -> NativeModel:
         if self._model is None:
