@@ -73,6 +73,7 @@ void bind_config(nb::module_& m) {
       .def_rw("embedding", &DecoderConfig::embedding)
       .def_rw("head", &DecoderConfig::head)
       .def_rw("final_norm", &DecoderConfig::final_norm)
+      .def_rw("portable_attention", &DecoderConfig::portable_attention)
       .def_rw("quantise_per_token", &DecoderConfig::quantise_per_token)
       .def_rw("rotary", &DecoderConfig::rotary)
       .def_rw("layers", &DecoderConfig::layers)

@@ -19,11 +19,11 @@ constexpr int64_t kFewRows = 4;                     // up to here, reading the w
 constexpr int64_t kChunkBytes = int64_t{96} << 10;  // weights per claim then: a stream long enough to prefetch
 constexpr int64_t kChunkTiles = 16;                 // weights per claim else: packing the rows is paid once per claim
 
-const Kernels& kernels_named(const std::string& name) {
+Kernels kernels_named(const std::string& name, bool portable_attention) {
   const Kernels* kernels = select_kernels(name.c_str());
   if (kernels == nullptr)
     throw std::invalid_argument("instruction set \"" + name + "\" is unknown or not supported by this processor");
-  return *kernels;
+  return portable_attention ? with_portable_attention(*kernels) : *kernels;
 }
 
 // How many ranges of tiles a product is cut into. One row block: a multiple of the number of threads, so that equally
@@ -54,7 +54,7 @@ void fill_rotary(const RotaryConfig& table, int32_t position, float* cosines, fl
 
 Decoder::Decoder(std::shared_ptr<ThreadPool> pool, std::shared_ptr<WeightStore> weights, std::shared_ptr<KvPool> kv,
                  DecoderConfig config, const std::string& instruction_set)
-    : kernels_(kernels_named(instruction_set)),
+    : kernels_(kernels_named(instruction_set, config.portable_attention)),
       pool_(std::move(pool)),
       weights_(std::move(weights)),
       kv_(std::move(kv)),

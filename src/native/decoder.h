@@ -85,7 +85,7 @@ class Decoder {
   void run_head(int thread);
   void compute_logits(int thread, const int32_t* indices, int64_t count, float* out);
 
-  const Kernels& kernels_;
+  const Kernels kernels_;
   std::shared_ptr<ThreadPool> pool_;
   std::shared_ptr<WeightStore> weights_;
   std::shared_ptr<KvPool> kv_;

@@ -45,6 +45,7 @@ struct DecoderConfig {
   float embedding_scale = 1;
   int64_t embedding = -1, head = -1;
   NormConfig final_norm;
+  bool portable_attention = false;  // attention that agrees by bytes on every instruction set, at some cost
   bool quantise_per_token = false;  // one activation scale per token instead of one per 128 inputs
   KvFormat kv_format = KvFormat::kBf16;
   std::vector<RotaryConfig> rotary;

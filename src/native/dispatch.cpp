@@ -43,4 +43,16 @@ const Kernels* select_kernels(const char* name) {
   return nullptr;
 }
 
+Kernels with_portable_attention(const Kernels& kernels) {
+  Kernels portable = kernels;
+  if (&kernels != kernels_avx512bf16()) return portable;
+  const Kernels& source = *kernels_avx512();
+  portable.store_kv = source.store_kv;
+  portable.attention_scratch_bytes = source.attention_scratch_bytes;
+  portable.attention = source.attention;
+  portable.attention_partials = source.attention_partials;
+  portable.attention_merge = source.attention_merge;
+  return portable;
+}
+
 }  // namespace oag

@@ -161,5 +161,7 @@ const Kernels* kernels_avx512();      // AVX512 F/BW/DQ/VL + VNNI
 const Kernels* kernels_avx512bf16();  // the same + BF16
 // `name` nullptr or empty: the best one. Returns nullptr if unknown or unsupported.
 const Kernels* select_kernels(const char* name);
+// The same set with attention that agrees by bytes on every set: bf16 products in fp32 instead of the processor's own.
+Kernels with_portable_attention(const Kernels& kernels);
 
 }  // namespace oag

@@ -23,7 +23,7 @@ from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationR
 from openautoglm.errors import ConfigError, EngineError, InvalidRequestError, OverloadedError
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
-from openautoglm.spec.formats import ActivationScale, NumberFormat
+from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
@@ -70,6 +70,7 @@ class GoalSettings(TypedDict, total=False):
     quant: str
     group: int | None
     activations: str
+    attention: str
     threads: int | None
 
 
@@ -91,10 +92,14 @@ def make_goal(settings: GoalSettings) -> Goal:
             quant=None if quant == "auto" else NumberFormat(quant),
             group=settings.get("group"),
             activations=ActivationScale(settings.get("activations", "group")),
+            attention=AttentionArithmetic(settings.get("attention", "fastest")),
             num_threads=settings.get("threads"),
         )
     except ValueError as error:
-        raise ConfigError(f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token") from error
+        raise ConfigError(
+            f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token; "
+            "attention is fastest or portable"
+        ) from error
 
 
 def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openautoglm.errors import ConfigError, OpenAutoGLMError
-from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale
+from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.units import parse_bytes
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
@@ -103,6 +103,12 @@ SETTINGS = (
         default=ActivationScale.GROUP.value,
         check=_one_of(*(scale.value for scale in ActivationScale)),
         help="Granularity of activation scales.",
+    ),
+    SettingSpec(
+        name="attention",
+        default=AttentionArithmetic.FASTEST.value,
+        check=_one_of(*(kind.value for kind in AttentionArithmetic)),
+        help="Arithmetic of attention.",
     ),
     SettingSpec(name="threads", default=None, check=_integer(1, 4096), help="Compute threads (usable cores)."),
     SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),

@@ -62,6 +62,7 @@ def test_the_dictionary_is_json_and_adds_up():
         "embedding": "int8",
         "kv": "bf16",
         "activations": "group",
+        "attention": "fastest",
     }
     assert answer["fits"] is True
     assert answer["runnable"] is True

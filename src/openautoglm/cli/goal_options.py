@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, NumberFormat
+from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.units import parse_bytes
 
@@ -26,6 +26,13 @@ _OPTIONS = (
         show_default=True,
         help="Granularity of activation scales: per token and 128 features, or per token.",
     ),
+    click.option(
+        "--attention",
+        type=click.Choice([kind.value for kind in AttentionArithmetic]),
+        default=AttentionArithmetic.FASTEST.value,
+        show_default=True,
+        help="portable: with quantised weights, equal bytes on every instruction set.",
+    ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads (default: usable cores)."),
 )
 
@@ -42,6 +49,7 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
         quant: str | None,
         group: str | None,
         activations: str,
+        attention: str,
         threads: int | None,
         **kwargs: object,
     ) -> object:
@@ -52,6 +60,7 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
             quant=None if quant in (None, "auto") else NumberFormat(quant),
             group=None if group is None else int(group),
             activations=ActivationScale(activations),
+            attention=AttentionArithmetic(attention),
             num_threads=threads,
         )
         return command(*args, goal=goal, **kwargs)

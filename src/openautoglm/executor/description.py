@@ -10,7 +10,7 @@ from openautoglm.executor.protocol import Float32
 from openautoglm.memory.workspace import rotary_tables
 from openautoglm.native import _core
 from openautoglm.spec.arch import ArchSpec, AttentionSpec, DenseMlpSpec, LayerSpec, NormPlacement, NormSpec, RotarySpec
-from openautoglm.spec.formats import ActivationScale, ModelFormats, NumberFormat, WeightFormat
+from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, ModelFormats, NumberFormat, WeightFormat
 from openautoglm.spec.weights import MatrixRole, VectorRole
 
 MatrixKey = tuple[MatrixRole, int | None]
@@ -57,6 +57,7 @@ def describe_decoder(
     config.embedding = matrices[MatrixRole.EMBEDDING, None]
     config.head = matrices[MatrixRole.EMBEDDING if spec.tied_embeddings else MatrixRole.HEAD, None]
     config.final_norm = _norm(spec.final_norm, vectors[VectorRole.FINAL_NORM, None])
+    config.portable_attention = formats.attention is AttentionArithmetic.PORTABLE
     config.quantise_per_token = formats.activations is ActivationScale.TOKEN
     config.kv_format = FORMAT_NUMBERS[formats.kv]
     config.rotary = [_rotary(table) for table in tables]

@@ -218,7 +218,7 @@ def plan_name(formats: ModelFormats) -> str:
     """Return the formats of a plan as one short text, for messages and fingerprints."""
     return (
         f"layers {formats.layers}, head {formats.head}, embedding {formats.embedding}, kv {formats.kv}, "
-        f"activations {formats.activations}"
+        f"activations {formats.activations}, attention {formats.attention}"
     )
 
 

@@ -159,6 +159,7 @@ class DecoderConfig:
     embedding: int
     head: int
     final_norm: NormConfig
+    portable_attention: bool
     quantise_per_token: bool
     kv_format: int
     rotary: list[RotaryConfig]

@@ -51,7 +51,8 @@ def formats(goal: Goal) -> tuple[ModelFormats, ...]:
     """Return the formats to try, best first."""
     quants = AUTOMATIC_FORMATS if goal.quant is None else (goal.quant,)
     return tuple(
-        ModelFormats.for_quantisation(quant, group=goal.group, activations=goal.activations) for quant in quants
+        ModelFormats.for_quantisation(quant, group=goal.group, activations=goal.activations, attention=goal.attention)
+        for quant in quants
     )
 
 

@@ -132,6 +132,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
             "embedding": str(formats.embedding),
             "kv": str(formats.kv),
             "activations": str(formats.activations),
+            "attention": str(formats.attention),
         },
         "context_tokens": plan.context_tokens,
         "max_context_tokens": plan.max_context_tokens,

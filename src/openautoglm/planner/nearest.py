@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from openautoglm.planner import candidates
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
-from openautoglm.spec.formats import DEFAULT_WEIGHT_GROUP, ActivationScale, NumberFormat
+from openautoglm.spec.formats import DEFAULT_WEIGHT_GROUP, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.units import GIB, MIB, format_bytes, round_up
 
@@ -161,6 +161,8 @@ def _command(model: str, goal: Goal) -> str:
     words += ["--context", str(goal.context_tokens), "--concurrency", str(goal.concurrency)]
     if goal.activations is not ActivationScale.GROUP:
         words += ["--activations", str(goal.activations)]
+    if goal.attention is not AttentionArithmetic.FASTEST:
+        words += ["--attention", str(goal.attention)]
     if goal.num_threads is not None:
         words += ["--threads", str(goal.num_threads)]
     return shlex.join(words)

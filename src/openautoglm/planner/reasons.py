@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from openautoglm.planner import candidates
 from openautoglm.planner.price import Choice, Pricer
-from openautoglm.spec.formats import ActivationScale, ModelFormats, NumberFormat
+from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.machine import MachineSpec
 from openautoglm.spec.plan import Plan
@@ -63,6 +63,8 @@ def _format(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
         yield f"weights: head and embeddings stay {plan.formats.head}, where 4 bits cost most quality"
     if plan.formats.activations is ActivationScale.TOKEN:
         yield "activations: one scale per token, set by you; outlier channels then cost precision"
+    if plan.formats.attention is AttentionArithmetic.PORTABLE:
+        yield "attention: portable, set by you; quantised weights then give equal bytes on every instruction set"
 
 
 def _context(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:

@@ -72,6 +72,13 @@ class WeightFormat:
                 return padded // ACTIVATION_GROUP * round_up(2048 + inline_bytes, 64)
 
 
+class AttentionArithmetic(StrEnum):
+    """How attention multiplies: as fast as the processor can, or so that every instruction set gives equal bytes."""
+
+    FASTEST = "fastest"
+    PORTABLE = "portable"
+
+
 WEIGHT_GROUPS = (32, 64, 128)
 DEFAULT_WEIGHT_GROUP = 64
 
@@ -88,6 +95,7 @@ class ModelFormats:
     embedding: WeightFormat
     kv: NumberFormat
     activations: ActivationScale = ActivationScale.GROUP
+    attention: AttentionArithmetic = AttentionArithmetic.FASTEST
 
     @classmethod
     def for_quantisation(
@@ -96,6 +104,7 @@ class ModelFormats:
         *,
         group: int | None = None,
         activations: ActivationScale = ActivationScale.GROUP,
+        attention: AttentionArithmetic = AttentionArithmetic.FASTEST,
     ) -> ModelFormats:
         """Return the stated defaults: quantised models keep head and embeddings in int8, f32 keeps an f32 KV cache."""
         if quant in (NumberFormat.INT4, NumberFormat.NF4):
@@ -104,4 +113,4 @@ class ModelFormats:
             layers = WeightFormat(number=quant)
         edges = layers if quant in (NumberFormat.F32, NumberFormat.BF16) else WeightFormat(number=NumberFormat.INT8)
         kv = NumberFormat.F32 if quant is NumberFormat.F32 else NumberFormat.BF16
-        return cls(layers=layers, head=edges, embedding=edges, kv=kv, activations=activations)
+        return cls(layers=layers, head=edges, embedding=edges, kv=kv, activations=activations, attention=attention)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openautoglm.spec.formats import ActivationScale, NumberFormat
+from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,5 +21,6 @@ class Goal:
     quant: NumberFormat | None = None
     group: int | None = None
     activations: ActivationScale = ActivationScale.GROUP
+    attention: AttentionArithmetic = AttentionArithmetic.FASTEST
     chunk_tokens: int | None = None
     num_threads: int | None = None
