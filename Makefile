@@ -56,12 +56,13 @@ $(VENV)/.installed: $(VENV)/bin/pip $(SOURCES)
 	$(BIN)/pip install -q --upgrade .
 	touch $@
 
+# The installed package names its extras: nothing is built again for them.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -q ".[test]" cmake ninja
+	$(BIN)/pip install -q "openautoglm[test]" cmake ninja
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
-	$(BIN)/pip install -q ".[lint]"
+	$(BIN)/pip install -q "openautoglm[lint]"
 	touch $@
 
 lock: $(VENV)/.installed-lint
