@@ -35,8 +35,7 @@ def load_corpus(*, seed: int) -> Corpus:
     documents = library_documents(with_tests=True)
     topics = topic_documents()
     found = entries(documents, topics)
-    talks = [talk for variant in range(NUM_CONVERSATION_VARIANTS)
-             for talk in conversations(found, seed=seed + variant)]
+    talks = [talk for variant in range(NUM_CONVERSATION_VARIANTS) for talk in conversations(found, seed=seed + variant)]
     training = [document for document in documents if not document.held_out]
     return Corpus(
         library=[document for document in training if not document.is_test] + topics,

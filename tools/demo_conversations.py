@@ -22,23 +22,97 @@ FIRST_COPIES = 20
 POPULAR_COPIES = 4
 
 # The names in the documentation's examples: these answers are meant to be known by heart.
-SHOWCASE = frozenset((
-    "textwrap", "textwrap.dedent", "textwrap.fill", "textwrap.wrap", "textwrap.shorten", "textwrap.indent", "len",
-    "print", "sum", "sorted", "range", "zip", "map", "max", "min", "abs", "open", "input", "isinstance", "enumerate",
-    "json.dumps", "json.loads", "json.dump", "json.load", "os.path.join", "os.path.exists", "os.path.basename",
-    "os.makedirs", "shutil.copyfile", "shutil.rmtree", "shutil.copy", "statistics.mean", "statistics.median",
-    "math.sqrt", "math.gcd", "math.floor", "heapq.heappush", "bisect.bisect_left", "copy.deepcopy", "glob.glob",
-    "functools.lru_cache", "functools.partial", "itertools.chain", "itertools.product", "collections.Counter",
-))
+SHOWCASE = frozenset(
+    (
+        "textwrap",
+        "textwrap.dedent",
+        "textwrap.fill",
+        "textwrap.wrap",
+        "textwrap.shorten",
+        "textwrap.indent",
+        "len",
+        "print",
+        "sum",
+        "sorted",
+        "range",
+        "zip",
+        "map",
+        "max",
+        "min",
+        "abs",
+        "open",
+        "input",
+        "isinstance",
+        "enumerate",
+        "json.dumps",
+        "json.loads",
+        "json.dump",
+        "json.load",
+        "os.path.join",
+        "os.path.exists",
+        "os.path.basename",
+        "os.makedirs",
+        "shutil.copyfile",
+        "shutil.rmtree",
+        "shutil.copy",
+        "statistics.mean",
+        "statistics.median",
+        "math.sqrt",
+        "math.gcd",
+        "math.floor",
+        "heapq.heappush",
+        "bisect.bisect_left",
+        "copy.deepcopy",
+        "glob.glob",
+        "functools.lru_cache",
+        "functools.partial",
+        "itertools.chain",
+        "itertools.product",
+        "collections.Counter",
+    )
+)
 # What a newcomer asks about first is repeated, because a small model remembers only what it sees often.
-FIRST_MODULES = frozenset((
-    "native", "textwrap", "json", "os.path", "posixpath", "shutil", "random", "statistics", "heapq", "bisect", "copy",
-    "glob", "fnmatch", "string", "functools", "os", "collections", "contextlib",
-))
-POPULAR_MODULES = frozenset((
-    "pathlib", "dataclasses", "argparse", "logging", "threading", "queue", "datetime", "calendar", "csv", "tempfile",
-    "subprocess", "enum", "abc", "re", "inspect",
-))
+FIRST_MODULES = frozenset(
+    (
+        "native",
+        "textwrap",
+        "json",
+        "os.path",
+        "posixpath",
+        "shutil",
+        "random",
+        "statistics",
+        "heapq",
+        "bisect",
+        "copy",
+        "glob",
+        "fnmatch",
+        "string",
+        "functools",
+        "os",
+        "collections",
+        "contextlib",
+    )
+)
+POPULAR_MODULES = frozenset(
+    (
+        "pathlib",
+        "dataclasses",
+        "argparse",
+        "logging",
+        "threading",
+        "queue",
+        "datetime",
+        "calendar",
+        "csv",
+        "tempfile",
+        "subprocess",
+        "enum",
+        "abc",
+        "re",
+        "inspect",
+    )
+)
 # Implemented in C: no source file, but their documentation strings ship with the interpreter.
 NATIVE_MODULES = ("builtins", "math", "itertools", "time", "sys", "operator", "_functools", "_collections", "binascii")
 
@@ -94,8 +168,11 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("Thank you!", "You are welcome."),
     ("Goodbye", "Goodbye!"),
     ("Bye", "Goodbye!"),
-    ("What is Python?", "Python is a programming language. Its standard library has modules for text, files, "
-     "networks, threads and much more."),
+    (
+        "What is Python?",
+        "Python is a programming language. Its standard library has modules for text, files, "
+        "networks, threads and much more.",
+    ),
 )
 
 
@@ -167,8 +244,9 @@ def _native_entries() -> Iterator[Entry]:
             answer = first_paragraphs(documentation)
             if len(answer) < 12:
                 continue
-            yield Entry(name=name if label == "builtins" else f"{label}.{name}", module="native", answer=answer,
-                        source=None)
+            yield Entry(
+                name=name if label == "builtins" else f"{label}.{name}", module="native", answer=answer, source=None
+            )
 
 
 def entries(documents: list[Document], topics: list[Document]) -> list[Entry]:

@@ -14,7 +14,13 @@ VOCABULARY_SIZE = 4096
 MODEL_MAX_LENGTH_TOKENS = 2048
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (
-    END_OF_TEXT, "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+    END_OF_TEXT,
+    "[gMASK]",
+    "<sop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
 )
 DOCUMENT_PREFIX = ("[gMASK]", "<sop>")
 
@@ -40,10 +46,12 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Train on `texts`; all 256 bytes are in the alphabet, so any UTF-8 text encodes and decodes back exactly."""
     tokenizer = Tokenizer(BPE(unk_token=None, byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY_SIZE,

@@ -104,7 +104,8 @@ class Trainer:
         if options.compile:
             self.loss = cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self.network.loss, dynamic=False))
         matrices = [
-            parameter for name, parameter in self.network.named_parameters()
+            parameter
+            for name, parameter in self.network.named_parameters()
             if parameter.ndim == 2 and "embed_tokens" not in name
         ]
         chosen = {id(parameter) for parameter in matrices}
@@ -155,8 +156,11 @@ class Trainer:
     def run(self) -> None:
         """Train until the budget is used; the final weights are written before this returns."""
         mixer = Mixer(self.tokenizer, self.corpus, seed=self.seed + self.counters.step)
-        print(f"tokens per pass: library {mixer.library.stream.num_tokens:,}, tests {mixer.tests.stream.num_tokens:,}, "
-              f"conversations {mixer.chat.stream.num_tokens:,}", flush=True)
+        print(
+            f"tokens per pass: library {mixer.library.stream.num_tokens:,}, tests {mixer.tests.stream.num_tokens:,}, "
+            f"conversations {mixer.chat.stream.num_tokens:,}",
+            flush=True,
+        )
         started = time.monotonic() - self.counters.elapsed_seconds
         saved = started
         losses: list[float] = []
@@ -179,17 +183,23 @@ class Trainer:
     def report(self, losses: list[float], progress: float) -> None:
         """Print one line of the loss curve: the mean loss since the last line, and the counters."""
         counters = self.counters
-        print(f"step {counters.step} progress {progress:.3f} loss {sum(losses) / len(losses):.4f} "
-              f"tokens {counters.num_tokens:,} seconds {counters.elapsed_seconds:.0f} "
-              f"rate {counters.num_tokens / max(counters.elapsed_seconds, 1e-9):.0f} tok/s", flush=True)
+        print(
+            f"step {counters.step} progress {progress:.3f} loss {sum(losses) / len(losses):.4f} "
+            f"tokens {counters.num_tokens:,} seconds {counters.elapsed_seconds:.0f} "
+            f"rate {counters.num_tokens / max(counters.elapsed_seconds, 1e-9):.0f} tok/s",
+            flush=True,
+        )
 
 
 def evaluate(directory: Path, corpus: Corpus) -> None:
     """Print the held-out figures of the checkpoint in `directory`."""
     network, tokenizer = read_checkpoint(directory, compute_dtype=torch.bfloat16)
     result = measure(network, tokenizer, corpus.held_out)
-    print(f"held-out: {result.bits_per_byte:.4f} bits per byte, {result.nats_per_token:.4f} nats per token "
-          f"({result.num_documents} files, {result.num_bytes:,} bytes, {result.num_tokens:,} tokens)", flush=True)
+    print(
+        f"held-out: {result.bits_per_byte:.4f} bits per byte, {result.nats_per_token:.4f} nats per token "
+        f"({result.num_documents} files, {result.num_bytes:,} bytes, {result.num_tokens:,} tokens)",
+        flush=True,
+    )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
