@@ -1,0 +1,1 @@
+"""Runs other engines beside this one, on the same weights, machine and minutes."""

@@ -1,0 +1,1 @@
+"""One program per engine, each run in that engine's own environment."""
