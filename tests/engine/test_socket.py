@@ -271,18 +271,18 @@ def test_a_peer_that_never_reads_is_cut_off(tmp_path: Path, monkeypatch: pytest.
         client = served.client()
         _, writer = await connect(served.path)
         for index in range(10):
-            writer.write(encode_frame(Generate(call=index, request=make(f"r{index}", max_tokens=500, logprobs=20))))
+            writer.write(encode_frame(Generate(call=index, request=make(f"r{index}", max_tokens=5000, logprobs=20))))
         for _ in range(1000):
             status = await client.status()
             if status.prompt_tokens and status.num_running == status.num_waiting == 0:
                 break
             await asyncio.sleep(0.01)
-        assert status.generated_tokens < 5000
+        assert status.generated_tokens < 50_000
         assert status.num_free_blocks + status.num_cached_blocks == status.num_blocks
         writer.close()
         await client.close()
 
-    run(tmp_path, body, executor=HistoryExecutor(512), context_tokens=600)
+    run(tmp_path, body, executor=HistoryExecutor(4096), context_tokens=6000)
 
 
 def test_when_the_engine_dies_nobody_hangs(tmp_path: Path) -> None:
