@@ -5,6 +5,7 @@
 #pragma once
 
 #include "layout.h"
+#include "panels.h"
 #include "product.h"
 
 namespace oag {

@@ -1,6 +1,7 @@
 // Kernels over numpy arrays: the surface of the tests and of `openautoglm bench`. Shapes are checked; everything runs
 // on the calling thread but the probes, which start their own and release the GIL.
 #include "bindings_arrays.h"
+#include "panels.h"
 #include "probes.h"
 
 namespace oag {
@@ -135,7 +136,7 @@ void gemm_floats(const std::string& isa, const PackedMatrix& packed, Rows<const 
                  int64_t row_end, int64_t tile_begin, int64_t tile_end, int repeat) {
   require(packed.matrix.format <= WeightFormat::kBf16, "this matrix takes quantised activations: use gemm_quantised");
   require(x.shape(0) == out.shape(0) && static_cast<int64_t>(x.shape(1)) == packed.matrix.k, "x has the wrong shape");
-  const Activations activations{nullptr, nullptr, nullptr, 0, 0, x.data(), packed.matrix.k};
+  const Activations activations{static_cast<int64_t>(x.shape(0)), nullptr, nullptr, nullptr, 0, x.data(), packed.matrix.k};
   run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out,
            repeat);
 }
@@ -149,15 +150,17 @@ void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<con
   require(values.shape(0) == rows && values.shape(1) == groups * kActivationGroup && scales.shape(0) == rows &&
               scales.shape(1) == groups && sums.shape(0) == rows && sums.shape(1) == groups * 4,
           "the quantised activations have the wrong shape");
-  const Activations activations{values.data(),
-                                scales.data(),
-                                sums.data(),
-                                static_cast<int64_t>(values.shape(1)),
-                                static_cast<int64_t>(groups),
-                                nullptr,
-                                0};
-  run_gemm(kernels_named(isa), packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out,
-           repeat);
+  const Kernels& kernels = kernels_named(isa);
+  const Panels panels(static_cast<int64_t>(rows), kernels.panel_rows);
+  require(panels.starts_one(row_begin) && (row_end < 0 || panels.starts_one(row_end)),
+          "a range of rows begins and ends where panels do: see panel_rows");
+  std::vector<int32_t> panel_values(rows * groups * kGroupValueWords), panel_offsets(rows * groups * kGroupLevels);
+  std::vector<float> panel_scales(rows * groups * kGroupLevels);
+  put_panels({values.data(), scales.data(), sums.data()}, panels, static_cast<int64_t>(groups), panel_values.data(),
+             panel_scales.data(), panel_offsets.data());
+  const Activations activations{static_cast<int64_t>(rows), panel_values.data(), panel_scales.data(),
+                                panel_offsets.data(),       static_cast<int64_t>(groups), nullptr, 0};
+  run_gemm(kernels, packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out, repeat);
 }
 
 void bind_rows(nb::module_& m) {
@@ -244,6 +247,9 @@ void bind_kernels(nanobind::module_& m) {
         "int8 values [m, kp], scales [m, kp/128] and sums [m, kp/32] of float32 rows.");
   m.def("gemm_floats", &gemm_floats, "isa"_a, "matrix"_a, "x"_a, "out"_a, "epilogue"_a = "store", "bias"_a = nb::none(),
         "row_begin"_a = 0, "row_end"_a = -1, "tile_begin"_a = 0, "tile_end"_a = -1, "repeat"_a = 1);
+  m.def(
+      "panel_rows", [](const std::string& isa) { return kernels_named(isa).panel_rows; }, "isa"_a,
+      "Most rows of a panel of quantised activations; m rows are cut into panels of nearly equal height.");
   m.def("gemm_quantised", &gemm_quantised, "isa"_a, "matrix"_a, "values"_a, "scales"_a, "sums"_a, "out"_a,
         "epilogue"_a = "store", "bias"_a = nb::none(), "row_begin"_a = 0, "row_end"_a = -1, "tile_begin"_a = 0,
         "tile_end"_a = -1, "repeat"_a = 1);

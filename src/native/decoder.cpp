@@ -9,15 +9,16 @@
 
 #include "decoder_checks.h"
 #include "layout.h"
+#include "panels.h"
 
 namespace oag {
 namespace {
 
-constexpr int64_t kRowBlock = 96;                   // rows of a product that go through the weights together
-constexpr int64_t kPanelRows = 12;                  // rows that a kernel's registers hold at most
-constexpr int64_t kFewRows = 4;                     // up to here, reading the weights is what takes the time
-constexpr int64_t kChunkBytes = int64_t{96} << 10;  // weights per claim then: a stream long enough to prefetch
-constexpr int64_t kChunkTiles = 16;                 // weights per claim else: packing the rows is paid once per claim
+constexpr int64_t kBlockRows = 96;                   // rows of a product that go through the weights together
+constexpr int64_t kStreamRows = 4;                   // up to here, reading the weights is what takes the time
+constexpr int64_t kStreamBytes = int64_t{128} << 10;  // weights per claim then: a stream long enough to prefetch
+constexpr int64_t kMostTiles = 16;                   // tiles per claim else
+constexpr int64_t kLeastClaims = 6;                  // of each thread, so that equally fast ones end together
 
 Kernels kernels_named(const std::string& name, bool portable_attention) {
   const Kernels* kernels = select_kernels(name.c_str());
@@ -26,20 +27,15 @@ Kernels kernels_named(const std::string& name, bool portable_attention) {
   return portable_attention ? with_portable_attention(*kernels) : *kernels;
 }
 
-// How many ranges of tiles a product is cut into. One row block: a multiple of the number of threads, so that equally
-// fast ones end together; several: enough units for all, but long ranges.
-int64_t count_parts(const Matrix& matrix, int64_t num_tiles, int64_t num_rows, int64_t num_blocks, int num_threads) {
-  const int64_t chunk =
-      num_rows <= kFewRows ? kChunkBytes / static_cast<int64_t>(matrix.tile_bytes) + 1 : kChunkTiles;
-  const int64_t num_chunks = (num_tiles + chunk - 1) / chunk;
-  const int64_t wanted = num_blocks == 1 ? round_up(num_chunks, num_threads)
-                                         : std::max(num_chunks, (3 * num_threads + num_blocks - 1) / num_blocks);
-  return std::min(num_tiles, wanted);
+// Tiles per claim of a product that goes over `num_blocks` blocks of rows.
+int64_t tiles_per_claim(const Matrix& matrix, int64_t num_tiles, int64_t num_rows, int64_t num_blocks,
+                        int num_threads) {
+  if (num_rows <= kStreamRows) return kStreamBytes / static_cast<int64_t>(matrix.tile_bytes) + 1;
+  return std::clamp<int64_t>(num_tiles * num_blocks / (kLeastClaims * num_threads), 1, kMostTiles);
 }
 
-int64_t rows_per_claim(int64_t num_rows, int num_threads) {
-  return std::clamp<int64_t>(num_rows / (4 * num_threads), 1, 8);
-}
+
+const float* bias_of(const std::vector<float>& bias) { return bias.empty() ? nullptr : bias.data(); }
 
 // Angles as transformers computes them: position times frequency rounded to fp32, then cosine and sine.
 void fill_rotary(const RotaryConfig& table, int32_t position, float* cosines, float* sines) {
@@ -87,18 +83,15 @@ void Decoder::beat() const {
 }
 
 void Decoder::run_step(int thread) {
-  embed();
+  embed(thread);
   for (size_t index = 0; index < config_.layers.size(); ++index) {
     const LayerConfig& layer = config_.layers[index];
-    ActivationRows prepared;
-    norm_rows(thread, layer.input_norm, is_quantised(weights_->matrix(layer.qkv).format), &prepared);
-    multiply(thread, layer.qkv, prepared, input_->num_tokens, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data(),
+    multiply(thread, layer.qkv, normed_rows(thread, layer.qkv, layer.input_norm), bias_of(layer.qkv_bias),
              Epilogue::kStore, workspace_.wide, layer.qkv_size());
     attend(thread, layer, kv_offsets_[index]);
     project(thread, layer.attention_output, workspace_.mixed, layer.output_bias, layer.post_mixer_norm);
-    norm_rows(thread, layer.pre_mlp_norm, is_quantised(weights_->matrix(layer.gate_up).format), &prepared);
-    multiply(thread, layer.gate_up, prepared, input_->num_tokens, nullptr, Epilogue::kSwiGlu, workspace_.wide,
-             layer.intermediate_size);
+    multiply(thread, layer.gate_up, normed_rows(thread, layer.gate_up, layer.pre_mlp_norm), nullptr, Epilogue::kSwiGlu,
+             workspace_.wide, layer.intermediate_size);
     project(thread, layer.down, workspace_.wide, {}, layer.post_mlp_norm);
     if (thread == 0) beat();
   }
@@ -106,10 +99,10 @@ void Decoder::run_step(int thread) {
 }
 
 // Look tokens up and compute the cosines and sines of their positions.
-void Decoder::embed() {
+void Decoder::embed(int thread) {
   const int64_t hidden_size = config_.hidden_size;
   int64_t begin, end;
-  while (pool_->claim(input_->num_tokens, rows_per_claim(input_->num_tokens, num_threads()), &begin, &end)) {
+  while (pool_->claim(thread, input_->num_tokens, 1, &begin, &end)) {
     float* rows = workspace_.hidden + begin * hidden_size;
     if (input_->embeddings != nullptr) {
       std::copy_n(input_->embeddings + begin * hidden_size, (end - begin) * hidden_size, rows);
@@ -130,65 +123,29 @@ void Decoder::embed() {
   pool_->barrier();
 }
 
-// Norm the residual rows for a product. A single row is prepared by every thread for itself, which is cheaper than
-// waiting for one of them; more rows are shared out.
-void Decoder::norm_rows(int thread, const NormConfig& norm, bool quantise, ActivationRows* prepared) {
-  const int64_t size = config_.hidden_size;
-  const ActivationRows& own = workspace_.threads[static_cast<size_t>(thread)].row;
-  const bool alone = input_->num_tokens == 1;
-  *prepared = alone ? own : workspace_.rows;
-  if (!alone) prepared->floats = workspace_.branch;
-  const int64_t num_groups = num_groups_of(size);
-  const auto prepare = [&](int64_t row) {
-    float* normed = quantise || alone ? own.floats : workspace_.branch + row * size;
-    kernels_.rms_norm(workspace_.hidden + row * size, norm.weight.data(), norm.weight_offset, norm.epsilon, size,
-                      normed);
-    if (quantise)
-      kernels_.quantize_rows(normed, size, 1, size, config_.quantise_per_token,
-                             prepared->values + row * num_groups * kActivationGroup, num_groups * kActivationGroup,
-                             prepared->scales + row * num_groups, num_groups, prepared->sums + row * num_groups * 4);
-  };
-  if (alone) return prepare(0);
-  int64_t begin, end;
-  while (pool_->claim(input_->num_tokens, rows_per_claim(input_->num_tokens, num_threads()), &begin, &end))
-    for (int64_t row = begin; row < end; ++row) prepare(row);
-  pool_->barrier();
-}
-
-void Decoder::quantise_rows(int thread, const float* source, int64_t size, ActivationRows* prepared) {
-  const bool alone = input_->num_tokens == 1;
-  *prepared = alone ? workspace_.threads[static_cast<size_t>(thread)].row : workspace_.rows;
-  const int64_t num_groups = num_groups_of(size);
-  const auto prepare = [&](int64_t begin, int64_t end) {
-    kernels_.quantize_rows(source + begin * size, size, end - begin, size, config_.quantise_per_token,
-                           prepared->values + begin * num_groups * kActivationGroup, num_groups * kActivationGroup,
-                           prepared->scales + begin * num_groups, num_groups,
-                           prepared->sums + begin * num_groups * 4);
-  };
-  if (alone) return prepare(0, 1);
-  int64_t begin, end;
-  while (pool_->claim(input_->num_tokens, rows_per_claim(input_->num_tokens, num_threads()), &begin, &end))
-    prepare(begin, end);
-  pool_->barrier();
-}
-
-// out = rows times the matrix, shared out by tiles of outputs. Ends with a barrier.
-void Decoder::multiply(int thread, int64_t index, const ActivationRows& rows, int64_t num_rows, const float* bias,
-                       Epilogue epilogue, float* out, int64_t out_stride) {
+// out = rows times the matrix, shared out by tiles of outputs and, in prompts, by blocks of rows: the blocks go over a
+// range of tiles one after the other, while it is in the cache. Ends with a barrier.
+void Decoder::multiply(int thread, int64_t index, const Activations& rows, const float* bias, Epilogue epilogue,
+                       float* out, int64_t out_stride) {
   const Matrix& matrix = weights_->matrix(index);
-  const int64_t num_groups = num_groups_of(matrix.k);
-  const Activations activations{rows.values, rows.scales,  rows.sums, num_groups * kActivationGroup,
-                                num_groups,  rows.floats, matrix.k};
+  const Panels panels(rows.rows, kernels_.panel_rows);
+  const int64_t panels_per_block = kBlockRows / kernels_.panel_rows;
+  const int64_t num_blocks = (panels.count + panels_per_block - 1) / panels_per_block;
   const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
-  const int64_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
-  const int64_t block_rows = round_up((num_rows + num_blocks - 1) / num_blocks, kPanelRows);
-  const int64_t num_parts = count_parts(matrix, num_tiles, num_rows, num_blocks, num_threads());
-  int64_t unit, end;
-  while (pool_->claim(num_parts * num_blocks, 1, &unit, &end)) {
-    const int64_t part = unit / num_blocks, row = unit % num_blocks * block_rows;
-    kernels_.gemm({&matrix, &activations, row, std::min(row + block_rows, num_rows), num_tiles * part / num_parts,
-                   num_tiles * (part + 1) / num_parts, bias, epilogue, out, out_stride,
-                   workspace_.threads[static_cast<size_t>(thread)].gemm});
+  const int64_t chunk = tiles_per_claim(matrix, num_tiles, rows.rows, num_blocks, num_threads());
+  const auto run = [&](int64_t block, int64_t tile_begin, int64_t tile_end) {
+    kernels_.gemm({&matrix, &rows, panels.begin(panels.count * block / num_blocks),
+                   panels.begin(panels.count * (block + 1) / num_blocks), tile_begin, tile_end, bias, epilogue, out,
+                   out_stride, workspace_.threads[static_cast<size_t>(thread)].gemm});
+  };
+  int64_t begin, end;
+  if (num_blocks == 1) {
+    while (pool_->claim(thread, num_tiles, chunk, &begin, &end)) run(0, begin, end);
+  } else {
+    const int64_t num_parts = (num_tiles + chunk - 1) / chunk;
+    while (pool_->claim(thread, num_parts * num_blocks, 1, &begin, &end))
+      run(begin % num_blocks, num_tiles * (begin / num_blocks) / num_parts,
+          num_tiles * (begin / num_blocks + 1) / num_parts);
   }
   pool_->barrier();
 }
@@ -196,30 +153,11 @@ void Decoder::multiply(int thread, int64_t index, const ActivationRows& rows, in
 // Add a block's output product to the residual stream: directly, or normed first in sandwich layers.
 void Decoder::project(int thread, int64_t index, const float* source, const std::vector<float>& bias,
                       const NormConfig& post_norm) {
-  const Matrix& matrix = weights_->matrix(index);
-  ActivationRows prepared;
-  if (is_quantised(matrix.format))
-    quantise_rows(thread, source, matrix.k, &prepared);
-  else
-    prepared.floats = const_cast<float*>(source);  // only read
   const bool sandwich = post_norm.present();
-  multiply(thread, index, prepared, input_->num_tokens, bias.empty() ? nullptr : bias.data(),
+  multiply(thread, index, plain_rows(thread, index, source), bias_of(bias),
            sandwich ? Epilogue::kStore : Epilogue::kAdd, sandwich ? workspace_.branch : workspace_.hidden,
            config_.hidden_size);
-  if (sandwich) add_branch(post_norm);
-}
-
-void Decoder::add_branch(const NormConfig& norm) {
-  const int64_t size = config_.hidden_size;
-  int64_t begin, end;
-  while (pool_->claim(input_->num_tokens, rows_per_claim(input_->num_tokens, num_threads()), &begin, &end)) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* branch = workspace_.branch + row * size;
-      kernels_.rms_norm(branch, norm.weight.data(), norm.weight_offset, norm.epsilon, size, branch);
-      kernels_.add(workspace_.hidden + row * size, branch, size);
-    }
-  }
-  pool_->barrier();
+  if (sandwich) add_branch(thread, post_norm);
 }
 
 }  // namespace oag

@@ -64,22 +64,28 @@ class Decoder {
  private:
   // ---- decoder.cpp ----
   void run_step(int thread);
-  void embed();
-  void norm_rows(int thread, const NormConfig& norm, bool quantise, ActivationRows* prepared);
-  void quantise_rows(int thread, const float* source, int64_t size, ActivationRows* prepared);
-  void add_branch(const NormConfig& norm);
+  void embed(int thread);
   void project(int thread, int64_t matrix, const float* source, const std::vector<float>& bias,
                const NormConfig& post_norm);
-  void multiply(int thread, int64_t matrix, const ActivationRows& rows, int64_t num_rows, const float* bias,
-                Epilogue epilogue, float* out, int64_t out_stride);
+  void multiply(int thread, int64_t matrix, const Activations& rows, const float* bias, Epilogue epilogue, float* out,
+                int64_t out_stride);
   void beat() const;
+  // ---- decoder_rows.cpp ----
+  void quantise_row(int thread, const float* row, int64_t size, int height, int column, const PanelArrays& panel);
+  template <class RowAt>
+  Activations quantise_rows(int thread, int64_t num_rows, int64_t size, const PanelArrays& shared, RowAt row_at);
+  const float* norm_row(const NormConfig& norm, int64_t row, float* out) const;
+  Activations normed_rows(int thread, int64_t matrix, const NormConfig& norm);
+  Activations plain_rows(int thread, int64_t matrix, const float* source);
+  Activations head_rows(int thread, const int32_t* indices, int64_t count);
+  void add_branch(int thread, const NormConfig& norm);
   // ---- decoder_attention.cpp ----
   void plan_attention();
   void plan_splits();
   void attend(int thread, const LayerConfig& layer, size_t kv_offset);
   void rotate_and_store(const LayerConfig& layer, size_t kv_offset, const StoreRun& run, int kv_head);
   void attend_item(int thread, const LayerConfig& layer, size_t kv_offset, const AttentionItem& item, int kv_head);
-  void merge_splits(const LayerConfig& layer);
+  void merge_splits(int thread, const LayerConfig& layer);
   float* partials_of(const LayerConfig& layer, int32_t row, int kv_head) const;
   // ---- decoder_head.cpp ----
   void run_head(int thread);

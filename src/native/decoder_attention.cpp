@@ -67,18 +67,18 @@ void Decoder::attend(int thread, const LayerConfig& layer, size_t kv_offset) {
   const int64_t num_heads = layer.num_kv_heads;
   int64_t unit, end;
   if (!fused_) {
-    while (pool_->claim(num_runs_ * num_heads, 1, &unit, &end))
+    while (pool_->claim(thread, num_runs_ * num_heads, 1, &unit, &end))
       rotate_and_store(layer, kv_offset, workspace_.runs[unit / num_heads], static_cast<int>(unit % num_heads));
     pool_->barrier();
   }
-  while (pool_->claim(num_items_ * num_heads, 1, &unit, &end)) {
+  while (pool_->claim(thread, num_items_ * num_heads, 1, &unit, &end)) {
     const AttentionItem& item = workspace_.items[unit / num_heads];
     const auto kv_head = static_cast<int>(unit % num_heads);
     if (fused_) rotate_and_store(layer, kv_offset, {item.row, item.first_token, item.num_tokens}, kv_head);
     attend_item(thread, layer, kv_offset, item, kv_head);
   }
   pool_->barrier();
-  if (num_splits_ > 1) merge_splits(layer);
+  if (num_splits_ > 1) merge_splits(thread, layer);
 }
 
 // Norm and rotate one kv head's queries and keys of a run of tokens, in place, and store its keys and values. Tokens
@@ -151,10 +151,10 @@ float* Decoder::partials_of(const LayerConfig& layer, int32_t row, int kv_head) 
          (int64_t{row} * layer.num_kv_heads + kv_head) * partition_slots_ * workspace_.partial_floats;
 }
 
-void Decoder::merge_splits(const LayerConfig& layer) {
+void Decoder::merge_splits(int thread, const LayerConfig& layer) {
   const int64_t num_rows = num_items_ / num_splits_;
   int64_t unit, end;
-  while (pool_->claim(num_rows * layer.num_kv_heads, 1, &unit, &end)) {
+  while (pool_->claim(thread, num_rows * layer.num_kv_heads, 1, &unit, &end)) {
     const AttentionItem& item = workspace_.items[unit / layer.num_kv_heads * num_splits_];
     const auto kv_head = static_cast<int>(unit % layer.num_kv_heads);
     const int64_t position = input_->positions[item.first_token];

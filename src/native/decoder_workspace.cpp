@@ -4,6 +4,7 @@
 
 #include "kv_pool.h"
 #include "layout.h"
+#include "panels.h"
 #include "sampler.h"
 
 namespace oag {
@@ -51,10 +52,12 @@ class Workspace::Carver {
   }
   void* take_bytes(size_t bytes) { return take<uint8_t>(static_cast<int64_t>(bytes)); }
 
-  void take_quantised(ActivationRows& rows, int64_t count, int64_t num_groups) {
-    rows.values = take<int8_t>(count * num_groups * kActivationGroup);
-    rows.scales = take<float>(count * num_groups);
-    rows.sums = take<int32_t>(count * num_groups * 4);
+  PanelArrays take_panels(int64_t num_rows, int64_t num_groups) {
+    PanelArrays panels;
+    panels.values = take<int32_t>(num_rows * num_groups * kGroupValueWords);
+    panels.scales = take<float>(num_rows * num_groups * kGroupLevels);
+    panels.offsets = take<int32_t>(num_rows * num_groups * kGroupLevels);
+    return panels;
   }
   size_t size() const { return offset_; }
 
@@ -95,15 +98,17 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   }
   const bool floats = any_layer_matrix(config, weights, false);
   const int64_t num_groups = any_layer_matrix(config, weights, true) ? num_groups_of(widest_input) : 0;
+  const int64_t row_groups = std::max(num_groups, quantised(weights, config.head) ? num_groups_of(hidden_size) : 0);
 
   hidden = carver.take<float>(num_tokens * hidden_size);
   branch = carver.take<float>(floats || any_sandwich(config) ? num_tokens * hidden_size : 0);
   wide = carver.take<float>(num_tokens * wide_size);
   mixed = carver.take<float>(num_tokens * mixed_size);
-  carver.take_quantised(rows, num_tokens, num_groups);
+  rows = carver.take_panels(num_tokens, num_groups);
   for (const RotaryConfig& table : config.rotary) rotary.push_back(carver.take<float>(num_tokens * 2 * table.half()));
-  head_rows.floats = carver.take<float>(kHeadRows * hidden_size);
-  carver.take_quantised(head_rows, kHeadRows, quantised(weights, config.head) ? num_groups_of(hidden_size) : 0);
+  const bool quantised_head = quantised(weights, config.head);
+  head_rows = carver.take_panels(kHeadRows, quantised_head ? num_groups_of(hidden_size) : 0);
+  head_floats = carver.take<float>(quantised_head ? 0 : kHeadRows * hidden_size);
   logit_rows = std::min(kHeadRows, config.max_step_rows);
   logits = carver.take<float>(logit_rows * config.vocab_size);
   partials = carver.take<float>(num_threads > 1 ? kPartialSlots * partial_floats : 0);
@@ -111,8 +116,11 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   runs = carver.take<StoreRun>(num_tokens);
   threads.resize(static_cast<size_t>(num_threads));
   for (ThreadScratch& thread : threads) {
-    thread.row.floats = carver.take<float>(hidden_size);
-    carver.take_quantised(thread.row, 1, num_groups);
+    thread.floats = carver.take<float>(hidden_size);
+    thread.values = carver.take<int8_t>(row_groups * kActivationGroup);
+    thread.scales = carver.take<float>(row_groups);
+    thread.sums = carver.take<int32_t>(row_groups * 4);
+    thread.alone = carver.take_panels(1, row_groups);
     thread.gemm = carver.take_bytes(kGemmScratchBytes);
     thread.attention = carver.take_bytes(attention_bytes);
     thread.sampler = carver.take_bytes(sampler_scratch_bytes(config.vocab_size));

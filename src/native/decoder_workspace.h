@@ -16,12 +16,11 @@ constexpr int64_t kHeadRows = 32;           // most positions whose logits are c
 constexpr int64_t kPartialSlots = 1024;     // attention partitions whose partial results are held at once
 constexpr size_t kGemmScratchBytes = size_t{1280} << 10;  // bounds what any instruction set's product takes
 
-// Activations of some rows, quantised and as floats; null where the model has no use for them.
-struct ActivationRows {
-  int8_t* values = nullptr;
+// Quantised rows in panels, as a product takes them (see Activations); null where the model has no use for them.
+struct PanelArrays {
+  int32_t* values = nullptr;
   float* scales = nullptr;
-  int32_t* sums = nullptr;
-  float* floats = nullptr;
+  int32_t* offsets = nullptr;
 };
 
 // A run of queries of one row that one call of attention covers.
@@ -40,7 +39,12 @@ struct StoreRun {
 };
 
 struct ThreadScratch {
-  ActivationRows row;            // one row, for steps of a single token
+  // One row on its way into a panel, and a panel of one row for steps of a single token.
+  float* floats = nullptr;  // [hidden_size], normed
+  int8_t* values = nullptr;
+  float* scales = nullptr;
+  int32_t* sums = nullptr;
+  PanelArrays alone;
   void* gemm = nullptr;
   void* attention = nullptr;
   void* sampler = nullptr;
@@ -58,9 +62,10 @@ struct Workspace {
   float* branch = nullptr;   // [T][hidden_size], normed rows of float formats, and outputs of sandwich layers
   float* wide = nullptr;     // [T][wide_size], queries, keys and values; the MLP's activations
   float* mixed = nullptr;    // [T][mixed_size], attention's outputs
-  ActivationRows rows;       // [T], quantised formats
+  PanelArrays rows;          // [T]
   std::vector<float*> rotary;  // per table [T][2 * half], cosines then sines
-  ActivationRows head_rows;  // [kHeadRows], after the final norm
+  PanelArrays head_rows;       // [kHeadRows], after the final norm
+  float* head_floats = nullptr;  // the same, float formats
   int64_t logit_rows = 0;    // the least of kHeadRows and max_step_rows
   float* logits = nullptr;   // [logit_rows][vocab_size]
   float* partials = nullptr;   // [kPartialSlots] partitions of the widest layer; null with one thread

@@ -1,56 +1,47 @@
 // Matrix products with int8, int4 and nf4 weights: exact integer sums, one fp32 fma per scale group. The set provides
-//   kIntRows                 rows of its micro-kernel
-//   int_panel<rows>(...)     sums of a panel over weights stored as u8 = w + 128, [inputs/4][32][4]
-//   nibble_tile(...)         a tile of int4 or nf4
-//   kInt4FloatOffsets        whether its int4 kernel wants the sums of the activations as floats
+//   kIntRows                                         most rows of a panel
+//   multiply_bytes(weights, groups, panel, ahead)    acc += a panel times int8 weights, [inputs/4][32][4], u8 = w + 128
+//   multiply_nibbles(matrix, tile, chunk, ...)       the same for all panels of a chunk of int4 or nf4
 #pragma once
 
 #include "gemm_float.h"
+#include "int_panels.h"
 
 namespace oag {
 namespace {
 
-inline void int8_tile(const uint8_t* tile, const IntShape& shape, const IntScratch& s, const Panels& panels) {
-  const int64_t chunk = panels.count == 1 ? shape.groups : kChunkGroups;
-  for (int64_t g = 0; g < shape.groups; g += chunk) {
-    const int flushes = static_cast<int>(at_most(chunk, shape.groups - g));
-    run_int_panels(shape, s, panels, g, [&](int height, auto... panel) {
-      with_constant<kIntRows>(height, [&](auto rows) {
-        int_panel<decltype(rows)::value>(tile + g * kBlockWeights, nullptr, 32, flushes, panel...);
-      });
-    });
-  }
+inline void multiply_chunk(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
+  if (matrix.format != WeightFormat::kInt8) return multiply_nibbles(matrix, tile, chunk, range);
+  const uint8_t* weights = tile + chunk.begin * kBlockWeights;
+  for (int64_t p = 0; p < range.count; ++p)
+    multiply_bytes(weights, chunk.groups, range.panel(p, chunk.begin),
+                   range.ahead(p, weights, chunk.groups * kBlockWeights));
 }
 
+// Tiles run over all panels of a pass, a chunk of inputs at a time: a chunk of weights stays in the L1 cache.
 inline void gemm_int(const GemmCall& call) {
   const Matrix& matrix = *call.matrix;
-  const int64_t rows = call.row_end - call.row_begin;
-  const bool is_int8 = matrix.format == WeightFormat::kInt8;
-  const IntShape shape{num_groups_of(matrix.k), is_int8 ? 1 : kActivationGroup / matrix.group,
-                       kInt4FloatOffsets && matrix.format == WeightFormat::kInt4};
-  const int64_t pass = pass_rows(rows, shape.row_bytes(), kIntRows);
+  const Activations& from = *call.activations;
+  const Panels panels(from.rows, kIntRows);
+  const int64_t last = panels.starting_at(call.row_end);
   Arena arena(call.scratch);
-  IntScratch s;
-  s.acc = arena.take<float>(kPassRows * kTileOutputs);
-  s.weights = arena.take<uint8_t>(kChunkGroups * kBlockWeights);
-  s.weight_scales = arena.take<float>(kChunkGroups * 4 * kTileOutputs);
-  s.values = arena.take<int32_t>(pass * shape.row_words());
-  s.scales = arena.take<float>(pass * shape.groups);
-  s.offsets = arena.take<int32_t>(pass * shape.groups * shape.flushes_per_group);
-  for (int64_t begin = 0; begin < rows; begin += pass) {
-    const int64_t first = call.row_begin + begin;
-    const Panels panels(at_most(pass, rows - begin), kIntRows);
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t row = panels.begin(p);
-      pack_int_panel(*call.activations, shape, first + row, panels.height(p), s.values + row * shape.row_words(),
-                     s.scales + row * shape.groups, s.offsets + row * shape.groups * shape.flushes_per_group);
-    }
+  float* acc = arena.take<float>(kPassRows * kTileOutputs);
+  uint8_t* unpacked = arena.take<uint8_t>(kChunkGroups * kBlockWeights);
+  float* weight_scales = arena.take<float>(kChunkGroups * 4 * kTileOutputs);
+  const bool is_int8 = matrix.format == WeightFormat::kInt8;
+  constexpr int64_t kPassPanels = kPassRows / kIntRows;
+  for (int64_t first = panels.starting_at(call.row_begin); first < last; first += kPassPanels) {
+    const IntRange range{from, panels, first, at_most(kPassPanels, last - first), scale_level(matrix), acc,
+                         unpacked, weight_scales};
+    const int64_t row = panels.begin(first), rows = panels.begin(first + range.count) - row;
+    const int64_t step = range.streaming() ? from.num_groups : kChunkGroups;
     for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {
       const uint8_t* data = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
-      std::memset(s.acc, 0, static_cast<size_t>(panels.rows) * kTileOutputs * sizeof(float));
-      is_int8 ? int8_tile(data, shape, s, panels) : nibble_tile(matrix, data, shape, s, panels);
-      const float* scales = reinterpret_cast<const float*>(data + shape.groups * kBlockWeights);
-      finish_tile(call, tile, first, panels.rows, s.acc, is_int8 ? scales : nullptr);
+      std::memset(acc, 0, static_cast<size_t>(rows) * kTileOutputs * sizeof(float));
+      for (int64_t begin = 0; begin < from.num_groups; begin += step)
+        multiply_chunk(matrix, data, {begin, at_most(step, from.num_groups - begin)}, range);
+      const float* scales = reinterpret_cast<const float*>(data + from.num_groups * kBlockWeights);
+      finish_tile(call, tile, row, rows, acc, is_int8 ? scales : nullptr);
     }
   }
 }

@@ -1,64 +1,74 @@
-// Panels of quantised activations for the integer micro-kernels. Include after a vector_*.h.
+// What the integer micro-kernels work on. Include after a vector_*.h.
 #pragma once
 
 #include "layout.h"
+#include "panels.h"
 #include "product.h"
 
 namespace oag {
 namespace {
 
-constexpr int kPassRows = 96;    // rows that share one packing of the activations
+constexpr int kPassRows = 96;    // rows that go through a tile together
 constexpr int kChunkGroups = 4;  // groups of 128 inputs: 16 KiB of weights, for the L1 cache
 constexpr int kBlockWeights = kActivationGroup * kTileOutputs;  // bytes of 128 inputs as u8
+constexpr int kStreamingRows = 4;  // as many rows cannot keep up with memory
+constexpr int64_t kStreamBytes = 3072;  // how far ahead of a stream of weights to prefetch
 
-struct IntScratch {
+// Some groups of inputs of a panel, and where its sums go.
+struct IntPanel {
+  int height;
+  const int32_t* values;   // [group][32][height], runs of four
+  const float* scales;     // [flush][height]
+  const int32_t* offsets;  // [flush][height]: -128 times the sum of the flush's activations
+  float* acc;              // [height][32]
+};
+
+// Weights to prefetch while a panel goes through its own: `stride` bytes for each 128 of them.
+struct Ahead {
+  const uint8_t* from;
+  int64_t stride;
+};
+
+// Groups of 128 inputs [begin, begin + groups).
+struct IntChunk {
+  int64_t begin, groups;
+};
+
+// log2 of the weight scales per 128 inputs: which level of the offsets a matrix takes.
+inline int scale_level(const Matrix& matrix) {
+  return matrix.format == WeightFormat::kInt8 || matrix.group == 128 ? 0 : matrix.group == 64 ? 1 : 2;
+}
+
+// The panels of a pass: `count` from `first` on.
+struct IntRange {
+  const Activations& from;
+  const Panels& panels;
+  int64_t first, count;
+  int level;
   float* acc;            // [kPassRows][32]
-  uint8_t* weights;      // unpacked nibbles of a chunk
-  float* weight_scales;  // [flush of the chunk][32]
-  int32_t* values;       // panels [inputs/4][height]
-  float* scales;         // panels [group of 128][height]
-  int32_t* offsets;      // panels [flush][height]: for the sum of the flush's activations
-};
+  uint8_t* unpacked;     // [kChunkGroups * 128 / 4][32][4], for sets that unpack nibbles
+  float* weight_scales;  // [kChunkGroups * 4][32]
 
-struct IntShape {
-  int64_t groups;         // of 128 inputs
-  int flushes_per_group;  // of 128 inputs
-  bool float_offsets;     // `offsets` hold the sum as the bits of a float, else -128 times it
-
-  int64_t row_words() const { return groups * (kActivationGroup / 4); }
-  int64_t row_bytes() const { return groups * (kActivationGroup + 4 + 4 * flushes_per_group); }
-};
-
-inline void pack_int_panel(const Activations& from, const IntShape& shape, int64_t row, int height, int32_t* values,
-                           float* scales, int32_t* offsets) {
-  const int parts = 4 / shape.flushes_per_group;
-  for (int r = 0; r < height; ++r) {
-    const int8_t* source = from.values + (row + r) * from.k_stride;
-    for (int64_t i = 0; i < shape.row_words(); ++i) std::memcpy(&values[i * height + r], source + i * 4, 4);
-    const float* row_scales = from.scales + (row + r) * from.num_groups;
-    for (int64_t g = 0; g < shape.groups; ++g) scales[g * height + r] = row_scales[g];
-    const int32_t* sums = from.sums + (row + r) * from.num_groups * 4;
-    for (int64_t f = 0; f < shape.groups * shape.flushes_per_group; ++f) {
-      int32_t total = 0;
-      for (int part = 0; part < parts; ++part) total += sums[f * parts + part];
-      offsets[f * height + r] =
-          shape.float_offsets ? static_cast<int32_t>(float_bits(static_cast<float>(total))) : -128 * total;
-    }
+  // Panel `index` of the range, from group `group` on.
+  IntPanel panel(int64_t index, int64_t group) const {
+    const int64_t row = panels.begin(first + index), groups = from.num_groups;
+    const int64_t height = panels.height(first + index);
+    const int64_t flushes = int64_t{1} << level;  // per group; the levels before this one take flushes - 1
+    const int64_t entry = row * groups * kGroupLevels + (flushes - 1) * groups * height + group * flushes * height;
+    return {static_cast<int>(height), from.values + row * groups * kGroupValueWords + group * kGroupValueWords * height,
+            from.scales + entry, from.offsets + entry, acc + (row - panels.begin(first)) * kTileOutputs};
   }
-}
 
-// Call kernel(height, values, scales, offsets, acc) for each panel, from group `begin` on.
-template <class Kernel>
-inline void run_int_panels(const IntShape& shape, const IntScratch& s, const Panels& panels, int64_t begin,
-                           Kernel kernel) {
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const int64_t row = panels.begin(p);
-    const int height = panels.height(p);
-    kernel(height, s.values + row * shape.row_words() + begin * (kActivationGroup / 4) * height,
-           s.scales + row * shape.groups + begin * height,
-           s.offsets + (row * shape.groups + begin * height) * shape.flushes_per_group, s.acc + row * kTileOutputs);
+  // Panels share out the prefetching of the next chunk, which the first one of them would otherwise wait for. A little
+  // more than the chunk's 128 bytes a step, for the scales beside them.
+  Ahead ahead(int64_t index, const uint8_t* weights, int64_t bytes) const {
+    if (streaming()) return {weights + kStreamBytes, 128};
+    return {weights + bytes + bytes * index / count, 144 / count};
   }
-}
+
+  // A few rows, and a lone panel of int8, go through a tile in one chunk and prefetch what they are about to read.
+  bool streaming() const { return count == 1 && (level == 0 || panels.height(first) <= kStreamingRows); }
+};
 
 }  // namespace
 }  // namespace oag

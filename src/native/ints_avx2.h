@@ -47,20 +47,32 @@ inline void int_half_panel(const uint8_t* weights, const float* weight_scales, i
   }
 }
 
-// See ints_scalar.h; the offsets are not needed.
+// See ints_scalar.h.
 template <int kRows>
-__attribute__((noinline)) void int_panel(const uint8_t* weights, const float* weight_scales, int flush_steps,
-                                         int num_flushes, const int32_t* values, const float* scales, const int32_t*,
-                                         float* acc) {
-  for (int flush = 0; flush < num_flushes; ++flush) {
-    const float* group_scales = scales + flush * flush_steps / 32 * kRows;
+__attribute__((noinline)) void multiply_rows(const uint8_t* weights, const float* weight_scales, int flush_steps,
+                                             int flushes, const IntPanel& panel) {
+  const int32_t* values = panel.values;
+  for (int flush = 0; flush < flushes; ++flush) {
+    const float* group_scales = panel.scales + flush * kRows;
     for (int half = 0; half < 2; ++half) {
       const float* half_scales = weight_scales ? weight_scales + flush * kTileOutputs + half * 16 : nullptr;
-      int_half_panel<kRows>(weights + half * 64, half_scales, flush_steps, values, group_scales, acc + half * 16);
+      int_half_panel<kRows>(weights + half * 64, half_scales, flush_steps, values, group_scales,
+                            panel.acc + half * 16);
     }
     weights += flush_steps * 128;
     values += flush_steps * kRows;
   }
+}
+
+inline void multiply_scaled(const uint8_t* weights, const float* weight_scales, int flush_steps, int flushes,
+                            const IntPanel& panel) {
+  with_constant<kIntRows>(panel.height, [&](auto rows) {
+    multiply_rows<decltype(rows)::value>(weights, weight_scales, flush_steps, flushes, panel);
+  });
+}
+
+inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead&) {
+  multiply_scaled(weights, nullptr, 32, static_cast<int>(groups), panel);
 }
 
 inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,

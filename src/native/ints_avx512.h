@@ -1,78 +1,73 @@
-// Integer micro-kernels with VPDPBUSD: unsigned weights (w + 128, or nibbles), signed activations. The dot products are
-// inline assembly because GCC 12 spills the accumulators of the intrinsic.
+// Integer micro-kernels with VPDPBUSD: unsigned weights (w + 128, or nibbles), signed activations.
 #pragma once
 
 #include "int_panels.h"
+#include "tiles_avx512.h"
 
 namespace oag {
 namespace {
 
 constexpr int kIntRows = 12;
 constexpr int kFloatRows = 12;
-constexpr bool kInt4FloatOffsets = true;
-constexpr int kPrefetchBytes = 3072;
 
-// sums of a line each with four activations; load and dot products in one statement, or GCC hoists the loads and runs
-// out of registers.
-inline void dot_lines(__m512i& sum0, __m512i& sum1, __m512i weights0, __m512i weights1, const int32_t* activations) {
-  __m512i all;
-  __asm__("vpbroadcastd %5,%2\n\tvpdpbusd %2,%3,%0\n\tvpdpbusd %2,%4,%1"
-          : "+v"(sum0), "+v"(sum1), "=&v"(all)
-          : "v"(weights0), "v"(weights1), "m"(*activations));
-}
-
-inline void dot_line(__m512i& sum, __m512i weights, const int32_t* activations) {
-  __m512i all;
-  __asm__("vpbroadcastd %3,%1\n\tvpdpbusd %1,%2,%0" : "+v"(sum), "=&v"(all) : "v"(weights), "m"(*activations));
+// In assembly here too: GCC 12 copies the accumulators of the intrinsic around.
+inline void dot_line(__m512i& sum, __m512i weights, __m512i activations) {
+  __asm__("vpdpbusd %2,%1,%0" : "+v"(sum) : "v"(weights), "v"(activations));
 }
 
 inline __m512i load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
-// One flush of 16 outputs: acc = fma(sum, factor, acc).
-inline void flush_line(float* acc, __m512i sums, __m512 factor) {
-  _mm512_storeu_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), factor, _mm512_loadu_ps(acc)));
+inline void prefetch_lines(const uint8_t* p) {
+  vprefetch(p);
+  vprefetch(p + 64);
 }
 
-// See ints_scalar.h. `offsets` hold -128 times the sums of the activations of each flush.
-template <int kRows>
-__attribute__((noinline)) void int_panel(const uint8_t* weights, const float* weight_scales, int flush_steps,
-                                         int num_flushes, const int32_t* values, const float* scales,
-                                         const int32_t* offsets, float* acc) {
-  for (int flush = 0; flush < num_flushes; ++flush) {
-    __m512i sums[kRows][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_set1_epi32(offsets[r]);
-    for (int step = 0; step < flush_steps; ++step) {
-      if constexpr (kRows <= 4) {
-        vprefetch(weights + kPrefetchBytes);
-        vprefetch(weights + kPrefetchBytes + 64);
-      }
-      const __m512i w0 = load_line(weights), w1 = load_line(weights + 64);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) dot_lines(sums[r][0], sums[r][1], w0, w1, values + r);
-      weights += 128;
-      values += kRows;
-    }
-    const float* group_scales = scales + flush * flush_steps / 32 * kRows;
-    if (weight_scales != nullptr) {
-      const __m512 s0 = _mm512_loadu_ps(weight_scales), s1 = _mm512_loadu_ps(weight_scales + 16);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 a = _mm512_set1_ps(group_scales[r]);
-        flush_line(acc + r * kTileOutputs, sums[r][0], _mm512_mul_ps(a, s0));
-        flush_line(acc + r * kTileOutputs + 16, sums[r][1], _mm512_mul_ps(a, s1));
-      }
-      weight_scales += kTileOutputs;
-    } else {
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 a = _mm512_set1_ps(group_scales[r]);
-        flush_line(acc + r * kTileOutputs, sums[r][0], a);
-        flush_line(acc + r * kTileOutputs + 16, sums[r][1], a);
+// One row reads weights as fast as memory gives them. Two sums per line of outputs, so that no dot product waits for
+// the one before.
+inline void multiply_bytes_once(const uint8_t* weights, int64_t groups, const IntPanel& panel) {
+  const int32_t* values = panel.values;
+  __m512 acc[2] = {_mm512_loadu_ps(panel.acc), _mm512_loadu_ps(panel.acc + 16)};
+  for (int64_t g = 0; g < groups; ++g) {
+    const __m512i start = _mm512_set1_epi32(panel.offsets[g]);
+    __m512i sums[2][2] = {{start, _mm512_setzero_si512()}, {start, _mm512_setzero_si512()}};
+    for (int step = 0; step < kActivationGroup / 8; ++step, weights += 256, values += 2) {
+      prefetch_lines(weights + kStreamBytes);
+      prefetch_lines(weights + kStreamBytes + 128);
+#pragma GCC unroll 2
+      for (int chain = 0; chain < 2; ++chain) {
+        const __m512i all = _mm512_set1_epi32(values[chain]);
+        dot_line(sums[0][chain], load_line(weights + chain * 128), all);
+        dot_line(sums[1][chain], load_line(weights + chain * 128 + 64), all);
       }
     }
-    offsets += kRows;
+    const __m512 scale = _mm512_set1_ps(panel.scales[g]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512i sum = _mm512_add_epi32(sums[half][0], sums[half][1]);
+      acc[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc[half]);
+    }
   }
+  _mm512_storeu_ps(panel.acc, acc[0]);
+  _mm512_storeu_ps(panel.acc + 16, acc[1]);
+}
+
+inline TileCall tile_call(int64_t flushes, int64_t steps, const IntPanel& panel, const Ahead& ahead) {
+  return {flushes, steps, panel.values, panel.scales, panel.offsets, panel.acc, ahead.from, ahead.stride};
+}
+
+inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead& ahead) {
+  with_constant<kIntRows>(panel.height, [&](auto rows) {
+    constexpr int r = decltype(rows)::value;
+    if constexpr (r == 1) {
+      multiply_bytes_once(weights, groups, panel);
+    } else {
+      byte_tile<r>(tile_call(groups, kActivationGroup / 4, panel, ahead), weights);
+    }
+  });
+}
+
+inline __m512 half_scales(const uint8_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
 inline __m512i low_nibbles(__m512i line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
@@ -85,83 +80,164 @@ inline __m512i nf4_table() {
   return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
-inline __m512 block_scales(const uint8_t* block, int index, float unit) {
-  const __m256i halves =
-      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + nibble_scales_offset() + index * 2));
-  return _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(unit));
+// Sums of low and of high nibbles of both lines of a step. Assembly, because GCC loads every line twice. Nothing is
+// prefetched: at this pace the processor's own prefetching is better (0.9 of the bandwidth; 0.5 to 0.7 with hints).
+template <bool kInt4>
+inline void stream_nibbles(const uint8_t* line, int64_t steps, const int32_t* values, __m512i (&sums)[2][2],
+                           __m512i table) {
+#define OAG_STREAM(TURN)                                                                                             \
+  __asm__ volatile(                                                                                                  \
+      "1:\n\t"                                                                                                       \
+      "vmovdqu64 (%[line]),%%zmm24\n\tvpsrlw $4,%%zmm24,%%zmm26\n\t"                                                  \
+      "vmovdqu64 64(%[line]),%%zmm25\n\tvpsrlw $4,%%zmm25,%%zmm27\n\t"                                                \
+      "vpandd %%zmm24,%[fifteens],%%zmm24\n\tvpandd %%zmm26,%[fifteens],%%zmm26\n\t"                               \
+      "vpandd %%zmm25,%[fifteens],%%zmm25\n\tvpandd %%zmm27,%[fifteens],%%zmm27\n\t" TURN                          \
+      "vpbroadcastd (%[values]),%%zmm28\n\tvpbroadcastd 4(%[values]),%%zmm29\n\t"                                  \
+      "vpdpbusd %%zmm28,%%zmm24,%[a]\n\tvpdpbusd %%zmm29,%%zmm26,%[b]\n\t"                                         \
+      "vpdpbusd %%zmm28,%%zmm25,%[c]\n\tvpdpbusd %%zmm29,%%zmm27,%[d]\n\t"                                         \
+      "add $128,%[line]\n\tadd $8,%[values]\n\tdec %[steps]\n\tjnz 1b"                                             \
+      : [line] "+&r"(line), [values] "+&r"(values), [steps] "+&r"(steps), [a] "+&v"(sums[0][0]),                     \
+        [b] "+&v"(sums[0][1]), [c] "+&v"(sums[1][0]), [d] "+&v"(sums[1][1])                                          \
+      : [fifteens] "v"(_mm512_set1_epi8(15)), [table] "v"(table)                                                       \
+      : "cc", "memory", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29")
+  if constexpr (kInt4) {
+    OAG_STREAM("");
+  } else {
+    OAG_STREAM("vpshufb %%zmm24,%[table],%%zmm24\n\tvpshufb %%zmm25,%[table],%%zmm25\n\t"
+               "vpshufb %%zmm26,%[table],%%zmm26\n\tvpshufb %%zmm27,%[table],%%zmm27\n\t");
+  }
+#undef OAG_STREAM
 }
 
-// Rows straight from the nibble blocks. int4: `offsets` hold the sums as floats, times the zero points an exact
-// correction in fp32 (all magnitudes are below 2^24); nf4: -128 times the sums. A few rows keep the sums of low and
-// high nibbles apart, so that no dot product waits for the one before.
-template <int kRows, bool kInt4>
-__attribute__((noinline)) void nibble_panel(int group, const uint8_t* block, int64_t num_blocks, const int32_t* values,
-                                            const float* scales, const int32_t* offsets, float* acc) {
-  constexpr int kChains = kRows <= 4 ? 2 : 1;
-  const int64_t block_bytes = nibble_block_bytes(kInt4 ? WeightFormat::kInt4 : WeightFormat::kNf4, group);
+constexpr int kFewRows = kStreamingRows;
+
+// A few rows, straight from the blocks: preparing flushes pays off only where many rows share them. int4: plain
+// nibbles, then minus the zero points times the sum of the activations, an exact correction in fp32 (all magnitudes are
+// below 2^24).
+template <int kRows, bool kInt4, int kGroup>
+__attribute__((noinline)) void multiply_few_nibbles(const uint8_t* block, int64_t groups, const IntPanel& panel) {
+  constexpr int kFlushes = kActivationGroup / kGroup, kChains = kRows <= 2 ? 2 : 1;
+  constexpr WeightFormat kFormat = kInt4 ? WeightFormat::kInt4 : WeightFormat::kNf4;
+  const int64_t block_bytes = nibble_block_bytes(kFormat, kGroup);
   const __m512i table = nf4_table();
-  for (int64_t b = 0; b < num_blocks; ++b, block += block_bytes, scales += kRows) {
+  const int32_t *values = panel.values, *offsets = panel.offsets;
+  const float* scales = panel.scales;
+  __m512 acc[kRows][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+    for (int half = 0; half < 2; ++half) acc[r][half] = _mm512_loadu_ps(panel.acc + r * kTileOutputs + half * 16);
+  for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
     const uint8_t* line = block;
-    for (int g = 0; g < kActivationGroup / group; ++g, offsets += kRows) {
+    for (int flush = 0; flush < kFlushes; ++flush, offsets += kRows, scales += kRows) {
       __m512i sums[kRows][2][kChains];
-#pragma GCC unroll 12
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         sums[r][0][kChains - 1] = sums[r][1][kChains - 1] = _mm512_setzero_si512();
         sums[r][0][0] = sums[r][1][0] = kInt4 ? _mm512_setzero_si512() : _mm512_set1_epi32(offsets[r]);
       }
-      vprefetch(block + kPrefetchBytes + kNibbleBytes + g * 128);
-      vprefetch(block + kPrefetchBytes + kNibbleBytes + g * 128 + 64);
-      for (int step = 0; step < group / 8; ++step, line += 128, values += 2 * kRows) {
-        vprefetch(line + kPrefetchBytes);
-        vprefetch(line + kPrefetchBytes + 64);
+      if constexpr (kRows == 1) {
+        stream_nibbles<kInt4>(line, kGroup / 8, values, sums[0], table);
+        line += kGroup * 16;
+        values += kGroup / 4;
+      }
+      for (int step = 0; kRows > 1 && step < kGroup / 8; ++step, line += 128, values += 2 * kRows) {
+        __m512i weights[2][2];
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           const __m512i packed = load_line(line + half * 64);
-          __m512i low = low_nibbles(packed), high = high_nibbles(packed);
-          if constexpr (!kInt4) {
-            low = _mm512_shuffle_epi8(table, low);
-            high = _mm512_shuffle_epi8(table, high);
-          }
-#pragma GCC unroll 12
-          for (int r = 0; r < kRows; ++r) {
-            dot_line(sums[r][half][0], low, values + r);
-            dot_line(sums[r][half][kChains - 1], high, values + kRows + r);
-          }
+          weights[0][half] = low_nibbles(packed);
+          weights[1][half] = high_nibbles(packed);
+          if constexpr (!kInt4)
+            for (int part = 0; part < 2; ++part) weights[part][half] = _mm512_shuffle_epi8(table, weights[part][half]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kRows; ++i) {
+          const int r = i % kRows, part = i / kRows;
+          const __m512i all = _mm512_set1_epi32(values[i]);
+          dot_line(sums[r][0][part % kChains], weights[part][0], all);
+          dot_line(sums[r][1][part % kChains], weights[part][1], all);
         }
       }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const int index = g * kTileOutputs + half * 16;
-        const __m512 weight_scale = block_scales(block, index, kInt4 ? 1.0f : kNf4Unit);
-        const __m512 zeros = kInt4 ? vload_u8(block + nibble_zeros_offset(group) + index).v : _mm512_setzero_ps();
-#pragma GCC unroll 12
+        __m512 weight_scale = half_scales(block + nibble_scales_offset() + flush * 64 + half * 32);
+        if constexpr (!kInt4) weight_scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(kNf4Unit));
+        const Vec zeros = vload_u8(block + nibble_zeros_offset(kGroup) + flush * kTileOutputs + half * 16);
+#pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           __m512i total = sums[r][half][0];
           if constexpr (kChains == 2) total = _mm512_add_epi32(total, sums[r][half][1]);
           __m512 sum = _mm512_cvtepi32_ps(total);
           if constexpr (kInt4)
-            sum = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(bits_float(static_cast<uint32_t>(offsets[r]))), sum);
-          const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scales[r]), weight_scale);
-          float* to = acc + r * kTileOutputs + half * 16;
-          _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, factor, _mm512_loadu_ps(to)));
+            sum = _mm512_fmadd_ps(zeros.v, _mm512_set1_ps(static_cast<float>(offsets[r]) * (1.0f / 128.0f)), sum);
+          acc[r][half] = _mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(scales[r]), weight_scale), acc[r][half]);
         }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+    for (int half = 0; half < 2; ++half) _mm512_storeu_ps(panel.acc + r * kTileOutputs + half * 16, acc[r][half]);
+}
+
+template <int kRows>
+inline void multiply_few(const Matrix& matrix, const uint8_t* block, int64_t groups, const IntPanel& panel) {
+  using Run = void (*)(const uint8_t*, int64_t, const IntPanel&);
+  constexpr Run kRuns[2][3] = {
+      {multiply_few_nibbles<kRows, false, 128>, multiply_few_nibbles<kRows, false, 64>,
+       multiply_few_nibbles<kRows, false, 32>},
+      {multiply_few_nibbles<kRows, true, 128>, multiply_few_nibbles<kRows, true, 64>,
+       multiply_few_nibbles<kRows, true, 32>}};
+  kRuns[matrix.format == WeightFormat::kInt4][scale_level(matrix)](block, groups, panel);
+}
+
+inline __m512i zero_offsets(const uint8_t* zeros) {
+  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i words = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
+  return _mm512_sub_epi8(_mm512_set1_epi8(-128), _mm512_shuffle_epi8(words, spread));
+}
+
+inline void prepare_flushes(const Matrix& matrix, const uint8_t* block, int64_t groups, NibbleFlush* flush) {
+  const int64_t block_bytes = nibble_block_bytes(matrix.format, matrix.group);
+  const bool is_int4 = matrix.format == WeightFormat::kInt4;
+  for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
+    for (int part = 0; part < kActivationGroup / matrix.group; ++part, ++flush) {
+      flush->weights = block + part * matrix.group * 16;
+      for (int half = 0; half < 2; ++half) {
+        const uint8_t* scales = block + nibble_scales_offset() + part * 64 + half * 32;
+        const __m512 wide = half_scales(scales);
+        _mm512_store_ps(flush->scales + half * 16, is_int4 ? wide : _mm512_mul_ps(wide, _mm512_set1_ps(kNf4Unit)));
+        const uint8_t* zeros = block + nibble_zeros_offset(matrix.group) + part * kTileOutputs + half * 16;
+        if (is_int4) _mm512_store_si512(flush->offsets + half * 64, zero_offsets(zeros));
       }
     }
   }
 }
 
-inline void nibble_tile(const Matrix& matrix, const uint8_t* tile, const IntShape& shape, const IntScratch& s,
-                        const Panels& panels) {
-  run_int_panels(shape, s, panels, 0, [&](int height, auto... panel) {
-    with_constant<kIntRows>(height, [&](auto rows) {
-      constexpr int r = decltype(rows)::value;
-      if (matrix.format == WeightFormat::kInt4) {
-        nibble_panel<r, true>(matrix.group, tile, shape.groups, panel...);
-      } else {
-        nibble_panel<r, false>(matrix.group, tile, shape.groups, panel...);
-      }
+inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
+  const int64_t block_bytes = nibble_block_bytes(matrix.format, matrix.group);
+  const uint8_t* block = tile + chunk.begin * block_bytes;
+  const bool is_int4 = matrix.format == WeightFormat::kInt4;
+  if (range.count == 1 && range.panels.height(range.first) <= kFewRows) {
+    const IntPanel panel = range.panel(0, chunk.begin);
+    return with_constant<kFewRows>(panel.height, [&](auto rows) {
+      multiply_few<decltype(rows)::value>(matrix, block, chunk.groups, panel);
     });
-  });
+  }
+  NibbleFlush* flushes = reinterpret_cast<NibbleFlush*>(range.unpacked);
+  prepare_flushes(matrix, block, chunk.groups, flushes);
+  const int per_group = kActivationGroup / matrix.group;
+  const __m512i fifteens = _mm512_set1_epi8(15), codes = nf4_table();
+  for (int64_t p = 0; p < range.count; ++p) {
+    const IntPanel panel = range.panel(p, chunk.begin);
+    const TileCall call = tile_call(chunk.groups * per_group, matrix.group / 8, panel,
+                                    range.ahead(p, block, chunk.groups * block_bytes));
+    with_constant<kIntRows>(panel.height, [&](auto rows) {
+      constexpr int r = decltype(rows)::value;
+      if constexpr (r > 1)
+        is_int4 ? int4_tile<r>(call, flushes, fifteens) : nf4_tile<r>(call, flushes, fifteens, codes);
+    });
+  }
 }
 
 }  // namespace

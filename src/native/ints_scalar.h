@@ -10,16 +10,17 @@ constexpr int kIntRows = 4;
 constexpr int kFloatRows = 4;
 
 // acc[r][0..32) = fma(exact sum, activation scale * weight scale, acc[r][...]) for each flush of `flush_steps` runs of
-// four inputs. Weights are u8 = w + 128 and are taken back to int8 here, so the offsets are not needed.
-template <int kRows>
-inline void int_panel(const uint8_t* weights, const float* weight_scales, int flush_steps, int num_flushes,
-                      const int32_t* values, const float* scales, const int32_t*, float* acc) {
-  for (int flush = 0; flush < num_flushes; ++flush) {
-    int32_t sums[kRows][kTileOutputs] = {};
+// four inputs; without weight scales the factor is the activation scale. Weights are u8 = w + 128 and are taken back to
+// int8 here, so the offsets are not needed.
+inline void multiply_scaled(const uint8_t* weights, const float* weight_scales, int flush_steps, int flushes,
+                            const IntPanel& panel) {
+  const int32_t* values = panel.values;
+  for (int flush = 0; flush < flushes; ++flush) {
+    int32_t sums[kIntRows][kTileOutputs] = {};
     for (int step = 0; step < flush_steps; ++step) {
-      int8_t rows[kRows][4];
-      std::memcpy(rows, values, sizeof rows);
-      for (int r = 0; r < kRows; ++r) {
+      int8_t rows[kIntRows][4];
+      std::memcpy(rows, values, static_cast<size_t>(panel.height) * 4);
+      for (int r = 0; r < panel.height; ++r) {
         for (int o = 0; o < kTileOutputs; ++o) {
           const uint8_t* w = weights + o * 4;
           sums[r][o] += (w[0] - 128) * rows[r][0] + (w[1] - 128) * rows[r][1] + (w[2] - 128) * rows[r][2] +
@@ -27,18 +28,22 @@ inline void int_panel(const uint8_t* weights, const float* weight_scales, int fl
         }
       }
       weights += kTileOutputs * 4;
-      values += kRows;
+      values += panel.height;
     }
-    const float* group_scales = scales + flush * flush_steps / 32 * kRows;
-    for (int r = 0; r < kRows; ++r) {
+    const float* group_scales = panel.scales + flush * panel.height;
+    for (int r = 0; r < panel.height; ++r) {
       for (int o = 0; o < kTileOutputs; ++o) {
         const float factor =
             weight_scales ? group_scales[r] * weight_scales[flush * kTileOutputs + o] : group_scales[r];
-        float& to = acc[r * kTileOutputs + o];
+        float& to = panel.acc[r * kTileOutputs + o];
         to = __builtin_fmaf(static_cast<float>(sums[r][o]), factor, to);
       }
     }
   }
+}
+
+inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead&) {
+  multiply_scaled(weights, nullptr, 32, static_cast<int>(groups), panel);
 }
 
 inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,

@@ -35,23 +35,23 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Activation rows ready for a matrix product. For quantised formats: int8 values [rows][k_stride] zero padded to
-// a multiple of 128, one scale per row and 128 inputs [rows][num_groups] (the same scale repeated in per-token mode),
-// and exact sums of each 32 values [rows][4 * num_groups] (for offsets and zero points). For bf16 and f32 formats:
-// `floats` rows [rows][float_stride]; the bf16 path rounds them to bf16 itself.
+// Activation rows ready for a matrix product.
+// Quantised formats: `rows` rows in panels (panels.h) of at most Kernels::panel_rows rows, whose words stand together
+// because a micro-kernel takes them together. Panel p starts at row b of height h; G = num_groups of 128 inputs,
+// zero padded: runs of four int8 values at values + b*G*32, [G*32][h]; scales at scales + b*G, [G][h] (the same scale
+// repeated in per-token mode); -128 times the sums of the values at offsets + b*G*7: of each 128 inputs [G][h], then of
+// each 64 [2G][h], then of each 32 [4G][h]. With one row that is the plain row.
+// bf16 and f32 formats: `floats` rows [rows][float_stride]; the bf16 path rounds them to bf16 itself.
 struct Activations {
-  const int8_t* values;
+  int64_t rows;
+  const int32_t* values;
   const float* scales;
-  const int32_t* sums;
-  int64_t k_stride;
+  const int32_t* offsets;
   int64_t num_groups;
   const float* floats;
   int64_t float_stride;
 };
 
-// A call packs its rows of activations into the scratch first (about 0.25 cycles per byte): give a thread one long
-// range of tiles rather than many short ones, above all in prefill.
-//
 // What a product does with its results besides storing them.
 enum class Epilogue : uint8_t {
   kStore = 0,   // out[m][n] = f (+ bias[n])
@@ -62,7 +62,7 @@ enum class Epilogue : uint8_t {
 struct GemmCall {
   const Matrix* matrix;
   const Activations* activations;
-  int64_t row_begin, row_end;    // rows of the activations
+  int64_t row_begin, row_end;    // rows of the activations; quantised formats: whole panels
   int64_t tile_begin, tile_end;  // tiles of 32 outputs
   const float* bias;             // [n] or nullptr
   Epilogue epilogue;
@@ -105,6 +105,7 @@ struct Kernels {
                         int64_t k_stride, float* scales, int64_t num_groups, int32_t* sums);
 
   // ---- products ----
+  int panel_rows;  // most rows of a panel of quantised activations
   size_t (*gemm_scratch_bytes)();
   void (*gemm)(const GemmCall&);
   // out[i][0..k) = row rows[i] of the matrix, dequantised (embedding lookup from any packed format)

@@ -75,9 +75,9 @@ int64_t WeightStore::pack(int64_t index, int64_t row_begin, int64_t row_step, in
   const size_t row_bytes = static_cast<size_t>(target.k) * value_bytes(type);
   constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   std::atomic<int64_t> first_bad{kNone};
-  pool_->run([&](int) {
+  pool_->run([&](int thread) {
     int64_t begin, end;
-    while (pool_->claim(count, kRowsPerClaim, &begin, &end)) {
+    while (pool_->claim(thread, count, kRowsPerClaim, &begin, &end)) {
       const int64_t bad = pack_rows(target, data, row_begin + begin * row_step, end - begin,
                                     bytes + static_cast<size_t>(begin) * row_bytes, type, row_step);
       int64_t seen = first_bad.load();

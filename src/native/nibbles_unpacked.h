@@ -1,5 +1,6 @@
-// int4 and nf4 for sets that first unpack 128 inputs at a time to u8 = w + 128, into the L1 cache. The set provides
-// unpack_nibbles(format, group, block, weights, weight_scales) and int_panel<rows>(...).
+// int4 and nf4 for sets that first unpack a chunk of inputs to u8 = w + 128, into the L1 cache. The set provides
+//   unpack_nibbles(format, group, block, weights, weight_scales)
+//   multiply_scaled(weights, weight_scales, flush_steps, flushes, panel)
 #pragma once
 
 #include "int_panels.h"
@@ -7,23 +8,17 @@
 namespace oag {
 namespace {
 
-constexpr bool kInt4FloatOffsets = false;
-
-inline void nibble_tile(const Matrix& matrix, const uint8_t* tile, const IntShape& shape, const IntScratch& s,
-                        const Panels& panels) {
+inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
   const int64_t block_bytes = nibble_block_bytes(matrix.format, matrix.group);
-  for (int64_t g = 0; g < shape.groups; g += kChunkGroups) {
-    const int count = static_cast<int>(at_most(kChunkGroups, shape.groups - g));
-    for (int i = 0; i < count; ++i) {
-      unpack_nibbles(matrix.format, matrix.group, tile + (g + i) * block_bytes, s.weights + i * kBlockWeights,
-                     s.weight_scales + i * shape.flushes_per_group * kTileOutputs);
-    }
-    run_int_panels(shape, s, panels, g, [&](int height, auto... panel) {
-      with_constant<kIntRows>(height, [&](auto rows) {
-        int_panel<decltype(rows)::value>(s.weights, s.weight_scales, 32 / shape.flushes_per_group,
-                                         count * shape.flushes_per_group, panel...);
-      });
-    });
+  const int flushes = kActivationGroup / matrix.group;
+  for (int64_t g = 0; g < chunk.groups; g += kChunkGroups) {
+    const int64_t groups = at_most(kChunkGroups, chunk.groups - g);
+    for (int64_t i = 0; i < groups; ++i)
+      unpack_nibbles(matrix.format, matrix.group, tile + (chunk.begin + g + i) * block_bytes,
+                     range.unpacked + i * kBlockWeights, range.weight_scales + i * flushes * kTileOutputs);
+    for (int64_t p = 0; p < range.count; ++p)
+      multiply_scaled(range.unpacked, range.weight_scales, 32 / flushes, static_cast<int>(groups) * flushes,
+                      range.panel(p, chunk.begin + g));
   }
 }
 

@@ -118,15 +118,6 @@ inline void product(const Lines& lines, int64_t num_segments, Segment segment, c
   }
 }
 
-// Rows of a call, cut into panels of nearly equal height.
-struct Panels {
-  int64_t rows, count;
-
-  Panels(int64_t num_rows, int most) : rows(num_rows), count((num_rows + most - 1) / most) {}
-  int64_t begin(int64_t panel) const { return rows * panel / count; }
-  int height(int64_t panel) const { return static_cast<int>(begin(panel + 1) - begin(panel)); }
-};
-
 // Memory handed out in 64-byte aligned pieces.
 struct Arena {
   uint8_t* next;

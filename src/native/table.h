@@ -14,6 +14,7 @@ constexpr Kernels make_table(const char* name) {
   return {
       .name = name,
       .quantize_rows = quantize_rows,
+      .panel_rows = kIntRows,
       .gemm_scratch_bytes = gemm_scratch_bytes,
       .gemm = gemm,
       .gather_rows = gather_rows,

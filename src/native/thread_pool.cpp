@@ -60,6 +60,7 @@ class ScopedPin {
 
 ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), num_missing_(num_threads) {
   if (num_threads < 1 || num_threads > 1024) throw std::invalid_argument("a thread pool takes 1 to 1024 threads");
+  cursors_ = std::vector<Cursor>(static_cast<size_t>(num_threads));
   cores_ = allowed_cores();
   const int num_cores = static_cast<int>(cores_.size());
   pinned_ = pin && num_threads == num_cores;
@@ -83,11 +84,15 @@ ThreadPool::~ThreadPool() {
   for (auto& worker : workers_) worker.join();
 }
 
+void ThreadPool::start_claims() {
+  for (Cursor& cursor : cursors_) cursor.next.store(0, std::memory_order_relaxed);
+}
+
 void ThreadPool::run_entry(Entry entry, void* context) {
   std::lock_guard<std::mutex> lock(run_mutex_);
   entry_ = entry;
   context_ = context;
-  cursor_.store(0, std::memory_order_relaxed);
+  start_claims();
   if (num_threads_ == 1) {
     entry(context, 0);
     return;
@@ -112,13 +117,13 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::barrier() {
   if (num_threads_ == 1) {
-    cursor_.store(0, std::memory_order_relaxed);
+    start_claims();
     return;
   }
   const uint32_t generation = arrived_.word.load(std::memory_order_relaxed);
   if (num_missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     num_missing_.store(num_threads_, std::memory_order_relaxed);
-    cursor_.store(0, std::memory_order_relaxed);
+    start_claims();
     advance(arrived_);
     return;
   }

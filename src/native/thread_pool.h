@@ -35,16 +35,23 @@ class ThreadPool {
 
   // ---- inside a run, by every thread of the team ----
 
-  // Wait for the whole team. What any thread wrote before is visible to all after; the work counter starts anew.
+  // Wait for the whole team. What any thread wrote before is visible to all after; claims start anew.
   void barrier();
 
-  // Claim the next `chunk` of `total` items; false when none is left. One loop of claims between two barriers.
-  bool claim(int64_t total, int64_t chunk, int64_t* begin, int64_t* end) {
-    const int64_t first = cursor_.fetch_add(chunk, std::memory_order_relaxed);
-    if (first >= total) return false;
-    *begin = first;
-    *end = first + chunk < total ? first + chunk : total;
-    return true;
+  // Claim up to `chunk` of `total` items; false when none is left. One loop of claims between two barriers. Each thread
+  // goes through a range of its own in order, so that it reads memory as one stream, and then helps the others.
+  bool claim(int thread, int64_t total, int64_t chunk, int64_t* begin, int64_t* end) {
+    for (int i = 0; i < num_threads_; ++i) {
+      const int owner = thread + i < num_threads_ ? thread + i : thread + i - num_threads_;
+      const int64_t last = total * (owner + 1) / num_threads_;
+      const int64_t first = total * owner / num_threads_ +
+                            cursors_[static_cast<size_t>(owner)].next.fetch_add(chunk, std::memory_order_relaxed);
+      if (first >= last) continue;
+      *begin = first;
+      *end = first + chunk < last ? first + chunk : last;
+      return true;
+    }
+    return false;
   }
 
  private:
@@ -56,6 +63,12 @@ class ThreadPool {
     std::atomic<uint32_t> num_parked{0};
   };
 
+  // How far a thread's range of the present loop of claims is handed out.
+  struct alignas(64) Cursor {
+    std::atomic<int64_t> next{0};
+  };
+
+  void start_claims();
   void run_entry(Entry entry, void* context);
   void work(int thread);
   void advance(Signal& signal);
@@ -72,7 +85,7 @@ class ThreadPool {
   Signal start_;
   Signal arrived_;
   alignas(64) std::atomic<int> num_missing_;
-  alignas(64) std::atomic<int64_t> cursor_{0};
+  std::vector<Cursor> cursors_;
   std::vector<std::thread> workers_;
 };
 

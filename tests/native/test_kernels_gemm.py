@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -45,6 +46,14 @@ def product(isa, packed, x, *, per_token=False, out=None, **options) -> np.ndarr
     else:
         _core.gemm_quantised(isa, packed, *_core.quantize_rows(isa, x, per_token), out, **options)
     return out
+
+
+def panel_starts(isa, packed, m: int) -> list[int]:
+    """The rows at which a call may begin or end: any in float formats, those where panels begin in others."""
+    if packed.format in ("f32", "bf16"):
+        return [0, 1, 8, m]
+    count = -(-m // _core.panel_rows(isa))
+    return [m * panel // count for panel in range(count + 1)]
 
 
 def dequantised(x: np.ndarray, *, per_token: bool = False) -> np.ndarray:
@@ -114,7 +123,8 @@ def test_ranges_of_rows_and_tiles_cover_the_whole(isa, form):
     x = inputs(29, 257)
     whole = product(isa, packed, x)
     pieces = np.full_like(whole, np.nan)
-    for row_begin, row_end in ((0, 1), (1, 8), (8, 29)):
+    starts = panel_starts(isa, packed, 29)
+    for row_begin, row_end in itertools.pairwise((0, starts[1], starts[-2], 29)):
         for tile_begin, tile_end in ((0, 1), (1, 3), (3, 4)):
             product(
                 isa,
@@ -128,10 +138,19 @@ def test_ranges_of_rows_and_tiles_cover_the_whole(isa, form):
             )
     assert pieces.tobytes() == whole.tobytes()
     outside = np.full_like(whole, 7.0)
-    product(isa, packed, x, out=outside, row_begin=3, row_end=5, tile_begin=1, tile_end=2)
+    begin, end = starts[1], starts[2]
+    product(isa, packed, x, out=outside, row_begin=begin, row_end=end, tile_begin=1, tile_end=2)
     untouched = np.ones(whole.shape, bool)
-    untouched[3:5, 32:64] = False
+    untouched[begin:end, 32:64] = False
     assert (outside[untouched] == 7.0).all()
+    assert outside[begin:end, 32:64].tobytes() == whole[begin:end, 32:64].tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_range_that_cuts_a_panel_is_refused(isa):
+    packed, _ = matrix("int8", 0, 33, 129)
+    with pytest.raises(ValueError, match="panels"):
+        product(isa, packed, inputs(_core.panel_rows(isa), 129), row_begin=1)
 
 
 @pytest.mark.parametrize("isa", ISAS)

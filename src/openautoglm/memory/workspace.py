@@ -37,6 +37,7 @@ _POINTER = 8
 _ATTENTION_ITEM = 16
 _STORE_RUN = 12
 _RANKING_BLOCK = 64
+_LEVELS = 1 + 2 + 4  # scales, or sums, per 128 values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +66,15 @@ def workspace_bytes(
         + _aligned(max_step_tokens * hidden * _FLOAT * branch)
         + _aligned(max_step_tokens * widths.wide * _FLOAT)
         + _aligned(max_step_tokens * widths.mixed * _FLOAT)
-        + _activation_bytes(max_step_tokens, groups)
+        + _panel_bytes(max_step_tokens, groups)
         + sum(_aligned(max_step_tokens * table.dimensions * _FLOAT) for table in rotary_tables(spec))
-        + _aligned(HEAD_ROWS * hidden * _FLOAT)
-        + _activation_bytes(HEAD_ROWS, head_groups)
+        + _panel_bytes(HEAD_ROWS, head_groups)
+        + (_aligned(HEAD_ROWS * hidden * _FLOAT) if head_groups == 0 else 0)
         + _aligned(min(HEAD_ROWS, max_step_rows) * spec.vocab_size * _FLOAT)
         + (_aligned(PARTIAL_SLOTS * widths.partial * _FLOAT) if num_threads > 1 else 0)
         + _aligned((max_step_tokens + PARTIAL_SLOTS) * _ATTENTION_ITEM)
         + _aligned(max_step_tokens * _STORE_RUN)
-        + num_threads * _thread_bytes(spec, widths, groups)
+        + num_threads * _thread_bytes(spec, widths, max(groups, head_groups))
     )
     return round_up(total, PAGE_BYTES)
 
@@ -89,7 +90,10 @@ def _thread_bytes(spec: ArchSpec, widths: _Widths, groups: int) -> int:
     """Return the scratch of one thread: a row of activations, products, attention, sampling, block addresses."""
     return (
         _aligned(spec.hidden_size * _FLOAT)
-        + _activation_bytes(1, groups)
+        + _aligned(groups * ACTIVATION_GROUP)
+        + _aligned(groups * _FLOAT)
+        + _aligned(groups * 4 * _FLOAT)
+        + _panel_bytes(1, groups)
         + GEMM_SCRATCH_BYTES
         + _aligned(widths.attention_scratch_bytes)
         + _aligned(sampler_scratch_bytes(spec.vocab_size))
@@ -103,13 +107,9 @@ def sampler_scratch_bytes(vocab_size: int) -> int:
     return 2 * _aligned(vocab_size * _FLOAT) + _aligned(vocab_size * 8) + _aligned(maxima * _FLOAT)
 
 
-def _activation_bytes(num_rows: int, num_groups: int) -> int:
-    """Return the bytes of quantised rows: values, a scale per group, a sum per 32 values."""
-    return (
-        _aligned(num_rows * num_groups * ACTIVATION_GROUP)
-        + _aligned(num_rows * num_groups * _FLOAT)
-        + _aligned(num_rows * num_groups * 4 * _FLOAT)
-    )
+def _panel_bytes(num_rows: int, num_groups: int) -> int:
+    """Return the bytes of quantised rows in panels: values, and scales and sums of each 128, 64 and 32 of them."""
+    return _aligned(num_rows * num_groups * ACTIVATION_GROUP) + 2 * _aligned(num_rows * num_groups * _LEVELS * _FLOAT)
 
 
 def _attention_scratch_bytes(head_dim: int) -> int:

@@ -49,6 +49,7 @@ def gemm_floats(
     tile_end: int = -1,
     repeat: int = 1,
 ) -> None: ...
+def panel_rows(isa: str) -> int: ...
 def gemm_quantised(
     isa: str,
     matrix: PackedMatrix,

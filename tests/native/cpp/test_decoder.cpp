@@ -210,12 +210,12 @@ TEST(thread_pool_claims_every_item_once_between_barriers) {
     constexpr int64_t kItems = 1000;
     std::vector<int> counts(kItems, 0), sums(kItems, 0);
     for (int round = 1; round <= 20; ++round) {
-      pool.run([&](int) {
+      pool.run([&](int thread) {
         int64_t begin, end;
-        while (pool.claim(kItems, 7, &begin, &end))
+        while (pool.claim(thread, kItems, 7, &begin, &end))
           for (int64_t item = begin; item < end; ++item) ++counts[static_cast<size_t>(item)];
         pool.barrier();
-        while (pool.claim(kItems, 3, &begin, &end))
+        while (pool.claim(thread, kItems, 3, &begin, &end))
           for (int64_t item = begin; item < end; ++item)
             sums[static_cast<size_t>(item)] += counts[static_cast<size_t>(kItems - 1 - item)];
         pool.barrier();

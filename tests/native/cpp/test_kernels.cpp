@@ -8,6 +8,7 @@
 #include "guarded.h"
 #include "kernels.h"
 #include "layout.h"
+#include "panels.h"
 
 using namespace oag;
 
@@ -47,20 +48,23 @@ struct PackedGuarded {
 };
 
 struct QuantisedGuarded {
-  Guarded floats, values, scales, sums;
+  Guarded floats, panel_values, panel_scales, panel_offsets;
   Activations activations;
 
   QuantisedGuarded(const Kernels& kernels, int64_t m, int64_t k)
       : floats(count(m * k) * 4),
-        values(count(m * round_up(k, 128))),
-        scales(count(m * num_groups_of(k)) * 4),
-        sums(count(m * num_groups_of(k)) * 16) {
+        panel_values(count(m * num_groups_of(k)) * 128),
+        panel_scales(count(m * num_groups_of(k)) * 28),
+        panel_offsets(count(m * num_groups_of(k)) * 28) {
     Numbers(count(m)).fill(floats.as<float>(), count(m * k));
     const int64_t groups = num_groups_of(k);
+    Guarded values(count(m * round_up(k, 128))), scales(count(m * groups) * 4), sums(count(m * groups) * 16);
     kernels.quantize_rows(floats.as<float>(), k, m, k, false, values.as<int8_t>(), groups * 128, scales.as<float>(),
                           groups, sums.as<int32_t>());
-    activations = {
-        values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>(), groups * 128, groups, floats.as<float>(), k};
+    put_panels({values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>()}, Panels(m, kernels.panel_rows), groups,
+               panel_values.as<int32_t>(), panel_scales.as<float>(), panel_offsets.as<int32_t>());
+    activations = {m,      panel_values.as<int32_t>(), panel_scales.as<float>(), panel_offsets.as<int32_t>(),
+                   groups, floats.as<float>(),         k};
   }
 };
 
