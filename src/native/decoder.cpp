@@ -10,6 +10,7 @@
 #include "decoder_checks.h"
 #include "layout.h"
 #include "panels.h"
+#include "probes.h"
 
 namespace oag {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 constexpr int64_t kBlockRows = 96;                   // rows of a product that go through the weights together
 constexpr int64_t kStreamRows = 4;                   // up to here, reading the weights is what takes the time
 constexpr int64_t kStreamBytes = int64_t{128} << 10;  // weights per claim then: a stream long enough to prefetch
+constexpr int64_t kWarmBytes = int64_t{16} << 10;
 constexpr int64_t kMostTiles = 16;                   // tiles per claim else
 constexpr int64_t kLeastClaims = 6;                  // of each thread, so that equally fast ones end together
 
@@ -78,6 +80,10 @@ void Decoder::step(const StepInput& input, const StepOutput& output) {
   output_ = nullptr;
 }
 
+double Decoder::weight_read_bandwidth(int rounds) const {
+  return read_bandwidth(weights_->arena(), weights_->packed_bytes(), num_threads(), rounds);
+}
+
 void Decoder::beat() const {
   if (heartbeat_ != nullptr) std::atomic_ref<uint64_t>(*heartbeat_).fetch_add(1, std::memory_order_relaxed);
 }
@@ -87,12 +93,13 @@ void Decoder::run_step(int thread) {
   for (size_t index = 0; index < config_.layers.size(); ++index) {
     const LayerConfig& layer = config_.layers[index];
     multiply(thread, layer.qkv, normed_rows(thread, layer.qkv, layer.input_norm), bias_of(layer.qkv_bias),
-             Epilogue::kStore, workspace_.wide, layer.qkv_size());
+             Epilogue::kStore, workspace_.wide, layer.qkv_size(), layer.attention_output);
     attend(thread, layer, kv_offsets_[index]);
-    project(thread, layer.attention_output, workspace_.mixed, layer.output_bias, layer.post_mixer_norm);
+    project(thread, layer.attention_output, workspace_.mixed, layer.output_bias, layer.post_mixer_norm, layer.gate_up);
     multiply(thread, layer.gate_up, normed_rows(thread, layer.gate_up, layer.pre_mlp_norm), nullptr, Epilogue::kSwiGlu,
-             workspace_.wide, layer.intermediate_size);
-    project(thread, layer.down, workspace_.wide, {}, layer.post_mlp_norm);
+             workspace_.wide, layer.intermediate_size, layer.down);
+    project(thread, layer.down, workspace_.wide, {}, layer.post_mlp_norm,
+            index + 1 < config_.layers.size() ? config_.layers[index + 1].qkv : config_.head);
     if (thread == 0) beat();
   }
   run_head(thread);
@@ -126,7 +133,7 @@ void Decoder::embed(int thread) {
 // out = rows times the matrix, shared out by tiles of outputs and, in prompts, by blocks of rows: the blocks go over a
 // range of tiles one after the other, while it is in the cache. Ends with a barrier.
 void Decoder::multiply(int thread, int64_t index, const Activations& rows, const float* bias, Epilogue epilogue,
-                       float* out, int64_t out_stride) {
+                       float* out, int64_t out_stride, int64_t next) {
   const Matrix& matrix = weights_->matrix(index);
   const Panels panels(rows.rows, kernels_.panel_rows);
   const int64_t panels_per_block = kBlockRows / kernels_.panel_rows;
@@ -147,16 +154,25 @@ void Decoder::multiply(int thread, int64_t index, const Activations& rows, const
       run(begin % num_blocks, num_tiles * (begin / num_blocks) / num_parts,
           num_tiles * (begin / num_blocks + 1) / num_parts);
   }
+  if (rows.rows <= kStreamRows && next >= 0) warm_up(thread, next);
   pool_->barrier();
+}
+
+// Prefetch the first weights that this thread will read of a matrix: memory works on while threads wait and norm.
+void Decoder::warm_up(int thread, int64_t index) const {
+  const Matrix& matrix = weights_->matrix(index);
+  const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
+  const uint8_t* own = matrix.data + num_tiles * thread / num_threads() * static_cast<int64_t>(matrix.tile_bytes);
+  for (int64_t line = 0; line < kWarmBytes; line += 64) __builtin_prefetch(own + line, 0, 2);
 }
 
 // Add a block's output product to the residual stream: directly, or normed first in sandwich layers.
 void Decoder::project(int thread, int64_t index, const float* source, const std::vector<float>& bias,
-                      const NormConfig& post_norm) {
+                      const NormConfig& post_norm, int64_t next) {
   const bool sandwich = post_norm.present();
   multiply(thread, index, plain_rows(thread, index, source), bias_of(bias),
            sandwich ? Epilogue::kStore : Epilogue::kAdd, sandwich ? workspace_.branch : workspace_.hidden,
-           config_.hidden_size);
+           config_.hidden_size, next);
   if (sandwich) add_branch(thread, post_norm);
 }
 

@@ -54,6 +54,8 @@ class Decoder {
   size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
   size_t workspace_resident_bytes() const { return workspace_.resident_bytes(); }
   int num_threads() const { return pool_->num_threads(); }
+  // Bytes per second at which all threads together can read the packed weights where they are.
+  double weight_read_bandwidth(int rounds) const;
 
   // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.
   void set_heartbeat(uint64_t* heartbeat) { heartbeat_ = heartbeat; }
@@ -66,12 +68,15 @@ class Decoder {
   void run_step(int thread);
   void embed(int thread);
   void project(int thread, int64_t matrix, const float* source, const std::vector<float>& bias,
-               const NormConfig& post_norm);
+               const NormConfig& post_norm, int64_t next);
+  // `next`: the matrix of the product after this one, -1 for none.
   void multiply(int thread, int64_t matrix, const Activations& rows, const float* bias, Epilogue epilogue, float* out,
-                int64_t out_stride);
+                int64_t out_stride, int64_t next);
+  void warm_up(int thread, int64_t matrix) const;
   void beat() const;
   // ---- decoder_rows.cpp ----
-  void quantise_row(int thread, const float* row, int64_t size, int height, int column, const PanelArrays& panel);
+  template <class RowAt>
+  void quantise_panel(int thread, int height, int64_t size, const PanelArrays& panel, RowAt row_at);
   template <class RowAt>
   Activations quantise_rows(int thread, int64_t num_rows, int64_t size, const PanelArrays& shared, RowAt row_at);
   const float* norm_row(const NormConfig& norm, int64_t row, float* out) const;

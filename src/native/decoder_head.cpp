@@ -26,7 +26,8 @@ void Decoder::run_head(int thread) {
 
 // Logits of at most kHeadRows positions into out [count][vocab_size]. Ends with a barrier.
 void Decoder::compute_logits(int thread, const int32_t* indices, int64_t count, float* out) {
-  multiply(thread, config_.head, head_rows(thread, indices, count), nullptr, Epilogue::kStore, out, config_.vocab_size);
+  multiply(thread, config_.head, head_rows(thread, indices, count), nullptr, Epilogue::kStore, out, config_.vocab_size,
+           -1);
 }
 
 }  // namespace oag

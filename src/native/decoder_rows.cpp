@@ -16,15 +16,17 @@ Activations plain(const float* floats, int64_t num_rows, int64_t size) {
 
 }  // namespace
 
-// Write a row into its column of a panel.
-void Decoder::quantise_row(int thread, const float* row, int64_t size, int height, int column,
-                           const PanelArrays& panel) {
+// Quantise rows of one panel, row i being what `row_at(i)` returns.
+template <class RowAt>
+void Decoder::quantise_panel(int thread, int height, int64_t size, const PanelArrays& panel, RowAt row_at) {
   ThreadScratch& scratch = workspace_.threads[static_cast<size_t>(thread)];
   const int64_t num_groups = num_groups_of(size);
-  kernels_.quantize_rows(row, size, 1, size, config_.quantise_per_token, scratch.values, num_groups * kActivationGroup,
-                         scratch.scales, num_groups, scratch.sums);
-  put_panel_row({scratch.values, scratch.scales, scratch.sums}, num_groups, height, column, panel.values, panel.scales,
-                panel.offsets);
+  for (int row = 0; row < height; ++row)
+    kernels_.quantize_rows(row_at(row), size, 1, size, config_.quantise_per_token,
+                           scratch.values + row * num_groups * kActivationGroup, num_groups * kActivationGroup,
+                           scratch.scales + row * num_groups, num_groups, scratch.sums + row * num_groups * 4);
+  put_panel({scratch.values, scratch.scales, scratch.sums}, num_groups, height, panel.values, panel.scales,
+            panel.offsets);
 }
 
 // Quantise `num_rows` rows, row i being what `row_at(i)` returns. A single row is prepared by every thread for itself,
@@ -35,7 +37,7 @@ Activations Decoder::quantise_rows(int thread, int64_t num_rows, int64_t size, c
   const int64_t num_groups = num_groups_of(size);
   if (num_rows == 1) {
     const PanelArrays& alone = workspace_.threads[static_cast<size_t>(thread)].alone;
-    quantise_row(thread, row_at(0), size, 1, 0, alone);
+    quantise_panel(thread, 1, size, alone, row_at);
     return quantised(alone, 1, num_groups);
   }
   const Panels panels(num_rows, kernels_.panel_rows);
@@ -45,8 +47,7 @@ Activations Decoder::quantise_rows(int thread, int64_t num_rows, int64_t size, c
     const PanelArrays arrays{shared.values + groups_before * kGroupValueWords,
                              shared.scales + groups_before * kGroupLevels,
                              shared.offsets + groups_before * kGroupLevels};
-    for (int column = 0; column < panels.height(panel); ++column)
-      quantise_row(thread, row_at(first + column), size, panels.height(panel), column, arrays);
+    quantise_panel(thread, panels.height(panel), size, arrays, [&](int row) { return row_at(first + row); });
   }
   pool_->barrier();
   return quantised(shared, num_rows, num_groups);

@@ -117,9 +117,9 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   threads.resize(static_cast<size_t>(num_threads));
   for (ThreadScratch& thread : threads) {
     thread.floats = carver.take<float>(hidden_size);
-    thread.values = carver.take<int8_t>(row_groups * kActivationGroup);
-    thread.scales = carver.take<float>(row_groups);
-    thread.sums = carver.take<int32_t>(row_groups * 4);
+    thread.values = carver.take<int8_t>(kMostPanelRows * row_groups * kActivationGroup);
+    thread.scales = carver.take<float>(kMostPanelRows * row_groups);
+    thread.sums = carver.take<int32_t>(kMostPanelRows * row_groups * 4);
     thread.alone = carver.take_panels(1, row_groups);
     thread.gemm = carver.take_bytes(kGemmScratchBytes);
     thread.attention = carver.take_bytes(attention_bytes);

@@ -39,12 +39,11 @@ struct StoreRun {
 };
 
 struct ThreadScratch {
-  // One row on its way into a panel, and a panel of one row for steps of a single token.
-  float* floats = nullptr;  // [hidden_size], normed
-  int8_t* values = nullptr;
+  float* floats = nullptr;  // [hidden_size], a normed row
+  int8_t* values = nullptr;  // rows on their way into a panel
   float* scales = nullptr;
   int32_t* sums = nullptr;
-  PanelArrays alone;
+  PanelArrays alone;  // a panel of one row, for steps of a single token
   void* gemm = nullptr;
   void* attention = nullptr;
   void* sampler = nullptr;

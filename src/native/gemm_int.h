@@ -10,6 +10,8 @@
 namespace oag {
 namespace {
 
+static_assert(kIntRows <= kMostPanelRows);
+
 inline void multiply_chunk(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
   if (matrix.format != WeightFormat::kInt8) return multiply_nibbles(matrix, tile, chunk, range);
   const uint8_t* weights = tile + chunk.begin * kBlockWeights;
@@ -26,15 +28,15 @@ inline void gemm_int(const GemmCall& call) {
   const int64_t last = panels.starting_at(call.row_end);
   Arena arena(call.scratch);
   float* acc = arena.take<float>(kPassRows * kTileOutputs);
-  uint8_t* unpacked = arena.take<uint8_t>(kChunkGroups * kBlockWeights);
-  float* weight_scales = arena.take<float>(kChunkGroups * 4 * kTileOutputs);
+  uint8_t* unpacked = arena.take<uint8_t>(kUnpackedGroups * kBlockWeights);
+  float* weight_scales = arena.take<float>(kUnpackedGroups * 4 * kTileOutputs);
   const bool is_int8 = matrix.format == WeightFormat::kInt8;
   constexpr int64_t kPassPanels = kPassRows / kIntRows;
   for (int64_t first = panels.starting_at(call.row_begin); first < last; first += kPassPanels) {
     const IntRange range{from, panels, first, at_most(kPassPanels, last - first), scale_level(matrix), acc,
                          unpacked, weight_scales};
     const int64_t row = panels.begin(first), rows = panels.begin(first + range.count) - row;
-    const int64_t step = range.streaming() ? from.num_groups : kChunkGroups;
+    const int64_t step = range.chunk_groups();
     for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {
       const uint8_t* data = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
       std::memset(acc, 0, static_cast<size_t>(rows) * kTileOutputs * sizeof(float));
@@ -47,8 +49,8 @@ inline void gemm_int(const GemmCall& call) {
 }
 
 inline size_t gemm_scratch_bytes() {
-  return kPanelBudget + (kPassRows + kChunkGroups * 4) * kTileOutputs * sizeof(float) + kChunkGroups * kBlockWeights +
-         512;
+  return kPanelBudget + (kPassRows + kUnpackedGroups * 4) * kTileOutputs * sizeof(float) +
+         kUnpackedGroups * kBlockWeights + 512;
 }
 
 inline void gemm(const GemmCall& call) {

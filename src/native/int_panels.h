@@ -9,7 +9,8 @@ namespace oag {
 namespace {
 
 constexpr int kPassRows = 96;    // rows that go through a tile together
-constexpr int kChunkGroups = 4;  // groups of 128 inputs: 16 KiB of weights, for the L1 cache
+constexpr int kChunkGroups = 8;  // groups of 128 inputs that all panels of a pass go through together
+constexpr int kUnpackedGroups = 4;  // of nibbles unpacked at a time: 16 KiB of weights, for the L1 cache
 constexpr int kBlockWeights = kActivationGroup * kTileOutputs;  // bytes of 128 inputs as u8
 constexpr int kStreamingRows = 4;  // as many rows cannot keep up with memory
 constexpr int64_t kStreamBytes = 3072;  // how far ahead of a stream of weights to prefetch
@@ -46,8 +47,8 @@ struct IntRange {
   int64_t first, count;
   int level;
   float* acc;            // [kPassRows][32]
-  uint8_t* unpacked;     // [kChunkGroups * 128 / 4][32][4], for sets that unpack nibbles
-  float* weight_scales;  // [kChunkGroups * 4][32]
+  uint8_t* unpacked;     // [kUnpackedGroups * 128 / 4][32][4], for sets that unpack nibbles
+  float* weight_scales;  // [kUnpackedGroups * 4][32]
 
   // Panel `index` of the range, from group `group` on.
   IntPanel panel(int64_t index, int64_t group) const {
@@ -64,6 +65,13 @@ struct IntRange {
   Ahead ahead(int64_t index, const uint8_t* weights, int64_t bytes) const {
     if (streaming()) return {weights + kStreamBytes, 128};
     return {weights + bytes + bytes * index / count, 144 / count};
+  }
+
+  // Groups of inputs at a time: many, so that starting and ending a panel costs little, unless two panels read int8
+  // from memory, whose prefetched lines would push each other out of the L1 cache.
+  int64_t chunk_groups() const {
+    if (streaming()) return from.num_groups;
+    return count == 2 && level == 0 ? kChunkGroups / 4 : kChunkGroups;
   }
 
   // A few rows, and a lone panel of int8, go through a tile in one chunk and prefetch what they are about to read.

@@ -224,6 +224,7 @@ inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const In
       multiply_few<decltype(rows)::value>(matrix, block, chunk.groups, panel);
     });
   }
+  static_assert(kChunkGroups * 4 * sizeof(NibbleFlush) <= kUnpackedGroups * kBlockWeights);
   NibbleFlush* flushes = reinterpret_cast<NibbleFlush*>(range.unpacked);
   prepare_flushes(matrix, block, chunk.groups, flushes);
   const int per_group = kActivationGroup / matrix.group;

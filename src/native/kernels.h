@@ -17,6 +17,7 @@ namespace oag {
 
 constexpr int kTileOutputs = 32;        // outputs per packed weight tile
 constexpr int kActivationGroup = 128;   // input features per activation scale
+constexpr int kMostPanelRows = 12;
 constexpr int kBlockTokens = 16;        // tokens per KV block
 constexpr int64_t kMaxInputs = 131072;  // inputs of a product: bounds gemm_scratch_bytes
 constexpr int kPartitionTokens = 128;   // keys per attention partition, aligned to absolute position 0
@@ -105,7 +106,7 @@ struct Kernels {
                         int64_t k_stride, float* scales, int64_t num_groups, int32_t* sums);
 
   // ---- products ----
-  int panel_rows;  // most rows of a panel of quantised activations
+  int panel_rows;  // most rows of a panel of quantised activations; at most kMostPanelRows
   size_t (*gemm_scratch_bytes)();
   void (*gemm)(const GemmCall&);
   // out[i][0..k) = row rows[i] of the matrix, dequantised (embedding lookup from any packed format)

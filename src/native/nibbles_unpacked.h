@@ -11,8 +11,8 @@ namespace {
 inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
   const int64_t block_bytes = nibble_block_bytes(matrix.format, matrix.group);
   const int flushes = kActivationGroup / matrix.group;
-  for (int64_t g = 0; g < chunk.groups; g += kChunkGroups) {
-    const int64_t groups = at_most(kChunkGroups, chunk.groups - g);
+  for (int64_t g = 0; g < chunk.groups; g += kUnpackedGroups) {
+    const int64_t groups = at_most(kUnpackedGroups, chunk.groups - g);
     for (int64_t i = 0; i < groups; ++i)
       unpack_nibbles(matrix.format, matrix.group, tile + (chunk.begin + g + i) * block_bytes,
                      range.unpacked + i * kBlockWeights, range.weight_scales + i * flushes * kTileOutputs);

@@ -23,42 +23,43 @@ struct Panels {
 constexpr int64_t kGroupValueWords = kActivationGroup / 4;
 constexpr int64_t kGroupLevels = 7;  // scales and offsets: for 128, for 2 x 64 and for 4 x 32 inputs
 
-// One quantised row, as `quantize_rows` writes it.
-struct QuantisedRow {
-  const int8_t* values;
-  const float* scales;
-  const int32_t* sums;
+// Quantised rows, as `quantize_rows` writes them.
+struct QuantisedRows {
+  const int8_t* values;  // [rows][num_groups * 128]
+  const float* scales;   // [rows][num_groups]
+  const int32_t* sums;   // [rows][num_groups * 4]
 };
 
-// Write a row into column `column` of a panel of `height` rows, whose arrays start at the pointers.
-inline void put_panel_row(const QuantisedRow& row, int64_t num_groups, int height, int column, int32_t* values,
-                          float* scales, int32_t* offsets) {
+// Write `height` rows as a panel. Inputs go in the outer loop: the panel is written in the order of its bytes.
+inline void put_panel(const QuantisedRows& rows, int64_t num_groups, int height, int32_t* values, float* scales,
+                      int32_t* offsets) {
+  const int64_t row_bytes = num_groups * kActivationGroup;
   for (int64_t i = 0; i < num_groups * kGroupValueWords; ++i)
-    std::memcpy(&values[i * height + column], row.values + i * 4, sizeof(int32_t));
+    for (int r = 0; r < height; ++r)
+      std::memcpy(&values[i * height + r], rows.values + r * row_bytes + i * 4, sizeof(int32_t));
   for (int parts = 1; parts <= 4; parts *= 2) {
     for (int64_t i = 0; i < num_groups * parts; ++i) {
-      int32_t total = 0;
-      for (int64_t sum = i * 4 / parts; sum < (i + 1) * 4 / parts; ++sum) total += row.sums[sum];
-      offsets[i * height + column] = -128 * total;
-      scales[i * height + column] = row.scales[i / parts];
+      for (int r = 0; r < height; ++r) {
+        const int32_t* sums = rows.sums + r * num_groups * 4;
+        int32_t total = 0;
+        for (int64_t sum = i * 4 / parts; sum < (i + 1) * 4 / parts; ++sum) total += sums[sum];
+        offsets[i * height + r] = -128 * total;
+        scales[i * height + r] = rows.scales[r * num_groups + i / parts];
+      }
     }
     offsets += num_groups * parts * height;
     scales += num_groups * parts * height;
   }
 }
 
-// All rows of row arrays, as `quantize_rows` writes them ([rows][num_groups * 128] values and so on), as panels.
-inline void put_panels(const QuantisedRow& rows, const Panels& panels, int64_t num_groups, int32_t* values,
+// All rows of row arrays as panels.
+inline void put_panels(const QuantisedRows& rows, const Panels& panels, int64_t num_groups, int32_t* values,
                        float* scales, int32_t* offsets) {
   for (int64_t panel = 0; panel < panels.count; ++panel) {
-    const int64_t begin = panels.begin(panel);
-    for (int column = 0; column < panels.height(panel); ++column) {
-      const int64_t row = begin + column;
-      put_panel_row({rows.values + row * num_groups * kActivationGroup, rows.scales + row * num_groups,
-                     rows.sums + row * num_groups * 4},
-                    num_groups, panels.height(panel), column, values + begin * num_groups * kGroupValueWords,
-                    scales + begin * num_groups * kGroupLevels, offsets + begin * num_groups * kGroupLevels);
-    }
+    const int64_t begin = panels.begin(panel) * num_groups;
+    put_panel({rows.values + begin * kActivationGroup, rows.scales + begin, rows.sums + begin * 4}, num_groups,
+              panels.height(panel), values + begin * kGroupValueWords, scales + begin * kGroupLevels,
+              offsets + begin * kGroupLevels);
   }
 }
 

@@ -56,17 +56,30 @@ class Mapping {
   uint8_t* data_;
 };
 
+// Sum `bytes` as kStreams interleaved streams, prefetching kAhead bytes of each (0: leaving that to the processor) into
+// the cache of level kLevel. Which pattern is fastest differs between machines, and with what neighbours do.
+template <int kStreams, int kAhead, int kLevel>
 uint64_t read_words(const uint8_t* data, size_t bytes) {
+  constexpr size_t kWords = 32;
+  const size_t stream_words = bytes / 8 / kStreams / kWords * kWords;
   const uint64_t* words = reinterpret_cast<const uint64_t*>(data);
-  uint64_t sums[32] = {};
-  for (size_t i = 0; i + 32 <= bytes / 8; i += 32) {
-    for (size_t line = 0; line < 32; line += 8) __builtin_prefetch(words + i + 256 + line);
-    for (size_t j = 0; j < 32; ++j) sums[j] += words[i + j];
+  uint64_t sums[kWords] = {};
+  for (size_t i = 0; i < stream_words; i += kWords) {
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const uint64_t* from = words + static_cast<size_t>(stream) * stream_words + i;
+      if constexpr (kAhead > 0)
+        for (size_t line = 0; line < kWords; line += 8) __builtin_prefetch(from + kAhead / 8 + line, 0, 4 - kLevel);
+      for (size_t j = 0; j < kWords; ++j) sums[j] += from[j];
+    }
   }
   uint64_t total = 0;
   for (uint64_t sum : sums) total += sum;
   return total;
 }
+
+using Read = uint64_t (*)(const uint8_t*, size_t);
+constexpr Read kReads[] = {read_words<1, 0, 1>, read_words<1, 2048, 1>, read_words<1, 3072, 2>, read_words<1, 8192, 2>,
+                           read_words<2, 3072, 2>};
 
 }  // namespace
 
@@ -85,23 +98,30 @@ double probe_peak(const Kernels& kernels, Peak kind, int num_threads, double sec
   return total / elapsed;
 }
 
-double probe_read_bandwidth(int num_threads, size_t bytes, bool huge, int rounds) {
+double read_bandwidth(const uint8_t* data, size_t bytes, int num_threads, int rounds) {
   const size_t part = bytes / static_cast<size_t>(num_threads) / 4096 * 4096;
-  const Mapping mapping(bytes, huge);
   std::vector<uint64_t> sums(static_cast<size_t>(num_threads));
-  run_threads(num_threads, [&](int i) {
-    std::fill_n(mapping.data() + static_cast<size_t>(i) * part, part, static_cast<uint8_t>(i + 1));
-  });
   double best = 0.0;
   for (int round = 0; round < rounds; ++round) {
-    const double elapsed = run_threads(num_threads, [&](int i) {
-      sums[static_cast<size_t>(i)] += read_words(mapping.data() + static_cast<size_t>(i) * part, part);
-    });
-    best = std::max(best, static_cast<double>(part) * num_threads / elapsed);
+    for (const Read read : kReads) {
+      const double elapsed = run_threads(num_threads, [&](int i) {
+        sums[static_cast<size_t>(i)] += read(data + static_cast<size_t>(i) * part, part);
+      });
+      best = std::max(best, static_cast<double>(part) * num_threads / elapsed);
+    }
   }
   volatile uint64_t sink = sums[0];
   static_cast<void>(sink);
   return best;
+}
+
+double probe_read_bandwidth(int num_threads, size_t bytes, bool huge, int rounds) {
+  const Mapping mapping(bytes, huge);
+  const size_t part = bytes / static_cast<size_t>(num_threads);
+  run_threads(num_threads, [&](int i) {
+    std::fill_n(mapping.data() + static_cast<size_t>(i) * part, part, static_cast<uint8_t>(i + 1));
+  });
+  return read_bandwidth(mapping.data(), bytes, num_threads, rounds);
 }
 
 }  // namespace oag

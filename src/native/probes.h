@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels.h"
 
@@ -14,5 +15,8 @@ double probe_peak(const Kernels& kernels, Peak kind, int num_threads, double sec
 // Bytes per second that `num_threads` threads read from `bytes` of fresh anonymous memory, each its own part, the best
 // of `rounds` passes. `huge` asks for 2 MB pages. Allocates `bytes` and gives them back. Throws std::bad_alloc.
 double probe_read_bandwidth(int num_threads, size_t bytes, bool huge, int rounds);
+
+// The same of memory that is there: bytes per second, the best of several patterns and `rounds` of each.
+double read_bandwidth(const uint8_t* data, size_t bytes, int num_threads, int rounds);
 
 }  // namespace oag

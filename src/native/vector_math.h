@@ -29,25 +29,6 @@ inline Vec vexp(const Vec& x) {
 
 inline Vec vsilu(const Vec& x) { return vdiv(x, vadd(vset(1.0f), vexp(vsub(vset(0.0f), x)))); }
 
-// Sum of the lanes by a fixed tree.
-inline float vsum(const Vec& v) {
-  float lane[16];
-  vstore(lane, v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-inline float vhighest(const Vec& v) {
-  float lane[16];
-  vstore(lane, v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  }
-  return lane[0];
-}
-
 inline int64_t at_most(int64_t value, int64_t bound) { return value < bound ? value : bound; }
 inline int64_t at_least(int64_t value, int64_t bound) { return value > bound ? value : bound; }
 

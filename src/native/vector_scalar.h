@@ -94,6 +94,21 @@ inline Vec vload_half(const uint16_t* p) {
   return make_vec([&](int i) { return half_to_float(p[i]); });
 }
 
+// Sum of the lanes by a fixed tree: lanes i and i + 8, then i and i + 4, and so on.
+inline float vsum(Vec v) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) v.lane[i] += v.lane[i + half];
+  }
+  return v.lane[0];
+}
+// Highest lane by the same tree; where the two compared are not ordered, the second.
+inline float vhighest(Vec v) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) v.lane[i] = v.lane[i] > v.lane[i + half] ? v.lane[i] : v.lane[i + half];
+  }
+  return v.lane[0];
+}
+
 inline IVec iset(int32_t x) {
   return make_ivec([&](int) { return x; });
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openautoglm.bench.batches import Row, random_step
 from openautoglm.bench.roofline import Roofline
 from openautoglm.bench.work import Work, step_work
-from openautoglm.executor.protocol import Executor, ExecutorLayout
+from openautoglm.executor.native import NativeExecutor
+from openautoglm.executor.protocol import ExecutorLayout
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
 
@@ -26,7 +27,8 @@ REPETITIONS = 3
 class Measurement:
     """One scenario: median seconds of its repetitions, tokens of each, and the least time its work takes.
 
-    `kind` is "prefill", "decode" or "first_token"; `size` is prompt tokens or the batch.
+    `kind` is "prefill", "decode" or "first_token"; `size` is prompt tokens or the batch. `read_bytes_per_second`: at
+    which the weights themselves could be read around it, the best before and after; None where it was not measured.
     """
 
     kind: str
@@ -35,22 +37,27 @@ class Measurement:
     fastest_seconds: float
     num_tokens: int
     work: Work
+    read_bytes_per_second: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens over the median."""
         return self.num_tokens / self.seconds
 
+    def least_seconds(self, roofline: Roofline) -> float:
+        """Return T_min."""
+        return self.work.least_seconds(roofline, self.read_bytes_per_second)
+
     def roofline_share(self, roofline: Roofline) -> float:
         """Return T_min / T for the median; above 1 means that a probe is wrong."""
-        return self.work.least_seconds(roofline) / self.seconds
+        return self.least_seconds(roofline) / self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What is measured."""
 
-    executor: Executor
+    executor: NativeExecutor
     spec: ArchSpec
     formats: ModelFormats
 
@@ -104,12 +111,14 @@ def measure_decode(subject: Subject, batch: int, repetitions: int) -> Measuremen
     for index, table in enumerate(tables):
         _prefill(subject, [table], DECODE_PROMPT_TOKENS, index)
     seconds = []
+    bandwidth = subject.executor.weight_read_bandwidth()
     for step in range(num_steps + 1):
         rows = [Row(blocks=table, num_cached=DECODE_PROMPT_TOKENS + step, num_new=1) for table in tables]
         seconds.append(_step(subject, rows, step, sample=True))
     middle = DECODE_PROMPT_TOKENS + num_steps // 2
     work = step_work(subject.spec, subject.formats, [(middle, 1)] * batch, batch)
-    return _measurement("decode", batch, seconds[1:], batch, work)
+    bandwidth = max(bandwidth, subject.executor.weight_read_bandwidth())
+    return replace(_measurement("decode", batch, seconds[1:], batch, work), read_bytes_per_second=bandwidth)
 
 
 def _measurement(kind: str, size: int, seconds: Sequence[float], num_tokens: int, work: Work) -> Measurement:

@@ -27,7 +27,7 @@ def save_plot(report: BenchReport, file: Path) -> None:
     shown = [one for one in report.measurements if one.kind != "first_token"]
     labels = [f"{one.kind}\n{one.size}" for one in shown]
     measured = [one.tokens_per_second for one in shown]
-    possible = [one.num_tokens / one.work.least_seconds(report.roofline) for one in shown]
+    possible = [one.num_tokens / one.least_seconds(report.roofline) for one in shown]
     figure = Figure(figsize=(1.2 * len(shown) + 2, 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -38,19 +38,20 @@ def report_table(report: BenchReport) -> str:
         f"{roofline.small_page_read_bytes_per_second / 1e9:.1f} over 4 KB pages",
         "",
     ]
-    rows = [("", "tokens/s", "ms", "fastest ms", "roofline")]
+    rows = [("", "tokens/s", "ms", "fastest ms", "weights at", "roofline")]
     rows += [
         (
             _TITLES[one.kind].format(size=one.size),
             f"{one.tokens_per_second:,.1f}" if one.kind != "first_token" else "",
             f"{1000 * one.seconds:,.2f}",
             f"{1000 * one.fastest_seconds:,.2f}",
+            "" if one.read_bytes_per_second is None else f"{one.read_bytes_per_second / 1e9:.1f} GB/s",
             f"{100 * one.roofline_share(roofline):.0f} %",
         )
         for one in report.measurements
     ]
-    widths = [max(len(row[index]) for row in rows) for index in range(5)]
-    lines += ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5))]) for row in rows]
+    widths = [max(len(row[index]) for row in rows) for index in range(6)]
+    lines += ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 6))]) for row in rows]
     if any(one.roofline_share(roofline) > 1 for one in report.measurements):
         lines += ["", "shares above 100 %: this model is small enough to be read from the processor's caches"]
     memory = report.memory
@@ -80,7 +81,8 @@ def report_as_dict(report: BenchReport) -> dict[str, object]:
                 "seconds": one.seconds,
                 "fastest_seconds": one.fastest_seconds,
                 "tokens_per_second": one.tokens_per_second,
-                "least_seconds": one.work.least_seconds(report.roofline),
+                "least_seconds": one.least_seconds(report.roofline),
+                "read_bytes_per_second": one.read_bytes_per_second,
                 "roofline_share": one.roofline_share(report.roofline),
                 "work": asdict(one.work),
             }

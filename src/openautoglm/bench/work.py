@@ -37,9 +37,10 @@ class Work:
             + self.f32_operations / roofline.f32_operations_per_second
         )
 
-    def least_seconds(self, roofline: Roofline) -> float:
-        """Return T_min: arithmetic and reading overlap at best."""
-        return max(self.arithmetic_seconds(roofline), self.bytes_read / roofline.read_bytes_per_second)
+    def least_seconds(self, roofline: Roofline, read_bytes_per_second: float | None = None) -> float:
+        """Return T_min: arithmetic and reading overlap at best. The bandwidth is the roofline's if none is given."""
+        bandwidth = read_bytes_per_second or roofline.read_bytes_per_second
+        return max(self.arithmetic_seconds(roofline), self.bytes_read / bandwidth)
 
 
 def step_work(spec: ArchSpec, formats: ModelFormats, rows: Sequence[tuple[int, int]], num_sampled: int) -> Work:

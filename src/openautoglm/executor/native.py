@@ -136,6 +136,10 @@ class NativeExecutor:
         else:
             decoder.set_heartbeat(np.ascontiguousarray(counter))
 
+    def weight_read_bandwidth(self) -> float:
+        """Measure at how many bytes per second all threads together can read the weights, where they are now."""
+        return self._open().decoder.weight_read_bandwidth()
+
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take: packed matrices, norms and biases."""

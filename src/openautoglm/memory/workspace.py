@@ -37,6 +37,7 @@ _POINTER = 8
 _ATTENTION_ITEM = 16
 _STORE_RUN = 12
 _RANKING_BLOCK = 64
+_MOST_PANEL_ROWS = 12
 _LEVELS = 1 + 2 + 4  # scales, or sums, per 128 values
 
 
@@ -90,9 +91,9 @@ def _thread_bytes(spec: ArchSpec, widths: _Widths, groups: int) -> int:
     """Return the scratch of one thread: a row of activations, products, attention, sampling, block addresses."""
     return (
         _aligned(spec.hidden_size * _FLOAT)
-        + _aligned(groups * ACTIVATION_GROUP)
-        + _aligned(groups * _FLOAT)
-        + _aligned(groups * 4 * _FLOAT)
+        + _aligned(_MOST_PANEL_ROWS * groups * ACTIVATION_GROUP)
+        + _aligned(_MOST_PANEL_ROWS * groups * _FLOAT)
+        + _aligned(_MOST_PANEL_ROWS * groups * 4 * _FLOAT)
         + _panel_bytes(1, groups)
         + GEMM_SCRATCH_BYTES
         + _aligned(widths.attention_scratch_bytes)
