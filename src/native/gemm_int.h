@@ -1,7 +1,8 @@
 // Matrix products with int8, int4 and nf4 weights: exact integer sums, one fp32 fma per scale group. The set provides
 //   kIntRows                                         most rows of a panel
 //   multiply_bytes(weights, groups, panel, ahead)    acc += a panel times int8 weights, [inputs/4][32][4], u8 = w + 128
-//   multiply_nibbles(matrix, tile, chunk, ...)       the same for all panels of a chunk of int4 or nf4
+//   multiply_nibbles(matrix, tile, chunk, range)     the same for all panels of a chunk of int4 or nf4
+//   kStreamedTiles, stream_tiles(...)               one row times several tiles of int8; 1 where it has no such kernel
 #pragma once
 
 #include "gemm_float.h"
@@ -20,6 +21,31 @@ inline void multiply_chunk(const Matrix& matrix, const uint8_t* tile, const IntC
                    range.ahead(p, weights, chunk.groups * kBlockWeights));
 }
 
+inline const float* output_scales(const Matrix& matrix, const uint8_t* tile, int64_t groups) {
+  return matrix.format == WeightFormat::kInt8 ? reinterpret_cast<const float*>(tile + groups * kBlockWeights) : nullptr;
+}
+
+// A single row goes through several tiles of int8 at once, far from each other: memory is busier with more streams.
+inline void gemm_row(const GemmCall& call, const IntRange& range) {
+  const Matrix& matrix = *call.matrix;
+  const int64_t groups = call.activations->num_groups, count = call.tile_end - call.tile_begin;
+  const int64_t stride = (count + kStreamedTiles - 1) / kStreamedTiles;
+  const IntPanel panel = range.panel(0, 0);
+  for (int64_t i = 0; i < stride; ++i) {
+    const uint8_t* tiles[kStreamedTiles];
+    for (int t = 0; t < kStreamedTiles; ++t)
+      tiles[t] = matrix.data +
+                 (call.tile_begin + at_most(i + t * stride, count - 1)) * static_cast<int64_t>(matrix.tile_bytes);
+    stream_tiles(tiles, groups, panel);
+    for (int t = 0; t < kStreamedTiles; ++t) {
+      const int64_t tile = i + t * stride;
+      if (tile >= count) continue;
+      finish_tile(call, call.tile_begin + tile, call.row_begin, 1, panel.acc + t * kTileOutputs,
+                  output_scales(matrix, tiles[t], groups));
+    }
+  }
+}
+
 // Tiles run over all panels of a pass, a chunk of inputs at a time: a chunk of weights stays in the L1 cache.
 inline void gemm_int(const GemmCall& call) {
   const Matrix& matrix = *call.matrix;
@@ -30,20 +56,19 @@ inline void gemm_int(const GemmCall& call) {
   float* acc = arena.take<float>(kPassRows * kTileOutputs);
   uint8_t* unpacked = arena.take<uint8_t>(kUnpackedGroups * kBlockWeights);
   float* weight_scales = arena.take<float>(kUnpackedGroups * 4 * kTileOutputs);
-  const bool is_int8 = matrix.format == WeightFormat::kInt8;
   constexpr int64_t kPassPanels = kPassRows / kIntRows;
   for (int64_t first = panels.starting_at(call.row_begin); first < last; first += kPassPanels) {
     const IntRange range{from, panels, first, at_most(kPassPanels, last - first), scale_level(matrix), acc,
                          unpacked, weight_scales};
     const int64_t row = panels.begin(first), rows = panels.begin(first + range.count) - row;
     const int64_t step = range.chunk_groups();
+    if (kStreamedTiles > 1 && from.rows == 1 && matrix.format == WeightFormat::kInt8) return gemm_row(call, range);
     for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {
       const uint8_t* data = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
       std::memset(acc, 0, static_cast<size_t>(rows) * kTileOutputs * sizeof(float));
       for (int64_t begin = 0; begin < from.num_groups; begin += step)
         multiply_chunk(matrix, data, {begin, at_most(step, from.num_groups - begin)}, range);
-      const float* scales = reinterpret_cast<const float*>(data + from.num_groups * kBlockWeights);
-      finish_tile(call, tile, row, rows, acc, is_int8 ? scales : nullptr);
+      finish_tile(call, tile, row, rows, acc, output_scales(matrix, data, from.num_groups));
     }
   }
 }

@@ -75,6 +75,9 @@ inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPane
   multiply_scaled(weights, nullptr, 32, static_cast<int>(groups), panel);
 }
 
+constexpr int kStreamedTiles = 1;
+inline void stream_tiles(const uint8_t* const*, int64_t, const IntPanel&) {}
+
 inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,
                            float* weight_scales) {
   const bool is_int4 = format == WeightFormat::kInt4;
