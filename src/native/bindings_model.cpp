@@ -223,6 +223,7 @@ void bind_model(nb::module_& m) {
            "counter"_a, nb::keep_alive<1, 2>())
       .def("clear_heartbeat", [](Decoder& decoder) { decoder.set_heartbeat(nullptr); })
       .def_prop_ro("instruction_set", &Decoder::instruction_set)
+      .def_prop_ro("num_barriers", &Decoder::num_barriers)
       .def_prop_ro("workspace_bytes", &Decoder::workspace_bytes)
       .def_prop_ro("workspace_resident_bytes", &Decoder::workspace_resident_bytes);
   m.def("sample", sample, "logits"_a, "batch"_a, "instruction_set"_a = "");

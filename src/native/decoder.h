@@ -54,6 +54,7 @@ class Decoder {
   size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
   size_t workspace_resident_bytes() const { return workspace_.resident_bytes(); }
   int num_threads() const { return pool_->num_threads(); }
+  int64_t num_barriers() const { return pool_->num_barriers(); }
 
   // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.
   void set_heartbeat(uint64_t* heartbeat) { heartbeat_ = heartbeat; }

@@ -223,6 +223,7 @@ TEST(thread_pool_claims_every_item_once_between_barriers) {
       for (int count : counts) CHECK(count == round);
     }
     for (int sum : sums) CHECK(sum == 210);
+    CHECK(pool.num_barriers() == 20 * (num_threads == 1 ? 2 : 3));
   }
 }
 
