@@ -109,12 +109,12 @@ def _blocks(instructions: list[Instruction]) -> dict[int, _Block]:
             leader = instruction.address
             blocks[leader] = _Block(instructions=[], successors=[])
         blocks[leader].instructions.append(instruction)
-    for block, following in zip(blocks.values(), [*list(blocks)[1:], None], strict=True):
+    for block, next_leader in zip(blocks.values(), [*list(blocks)[1:], None], strict=True):
         last = block.instructions[-1]
         if last.jumps and last.target in blocks:
             block.successors.append(last.target)
-        if not last.ends_flow and following is not None:
-            block.successors.append(following)
+        if not last.ends_flow and next_leader is not None:
+            block.successors.append(next_leader)
     return blocks
 
 
