@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*')
 NATIVE_SOURCES := CMakeLists.txt $(wildcard src/native/* tests/native/cpp/*)
+GUARDED_OBJECTS := $(patsubst %,build/guards/CMakeFiles/kernels.dir/src/native/kernels_%.cpp.o,avx2 avx512 avx512bf16)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test test-long lint types native-tests cgroup-tests lock clean
+.PHONY: demo dev test test-long lint types native-tests guards cgroup-tests lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120 --temperature 0
@@ -44,6 +45,16 @@ build/sanitize-%/native_tests: $(NATIVE_SOURCES)
 	$(BIN)/cmake -S . -B build/sanitize-$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DOPENAUTOGLM_SANITIZE=ON -DOPENAUTOGLM_SANITIZERS=$*
 	$(BIN)/cmake --build build/sanitize-$*
+
+# What a step costs in instructions, waits, allocations and spilled registers: the same on a busy machine and an idle
+# one. Needs valgrind and objdump: fails, never skips, without them.
+guards: $(VENV)/.installed-test
+	$(BIN)/cmake -S . -B build/guards -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DOPENAUTOGLM_GUARDS=ON
+	$(BIN)/cmake --build build/guards
+	$(BIN)/python tools/check_spills.py $(GUARDED_OBJECTS)
+	build/guards/guard_allocations
+	$(BIN)/python tools/count_instructions.py --build build/guards
+	$(BIN)/python -m pytest -q tests/executor/test_barriers.py
 
 # Needs root or a delegated memory cgroup: fails, never skips, where none can be made.
 cgroup-tests: $(VENV)/.installed-test

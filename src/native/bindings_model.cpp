@@ -227,6 +227,7 @@ void bind_model(nb::module_& m) {
           "weight_read_bandwidth", [](const Decoder& decoder, int rounds) { return decoder.weight_read_bandwidth(rounds); },
           "rounds"_a = 2, nb::call_guard<nb::gil_scoped_release>(),
           "Bytes per second at which all threads together can read the packed weights.")
+      .def_prop_ro("num_barriers", &Decoder::num_barriers)
       .def_prop_ro("workspace_bytes", &Decoder::workspace_bytes)
       .def_prop_ro("workspace_resident_bytes", &Decoder::workspace_resident_bytes);
   m.def("sample", sample, "logits"_a, "batch"_a, "instruction_set"_a = "");

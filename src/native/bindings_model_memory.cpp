@@ -50,7 +50,8 @@ void bind_memory(nb::module_& m) {
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<int, bool>(), "num_threads"_a, "pin"_a = true, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("num_threads", &ThreadPool::num_threads)
-      .def_prop_ro("pinned", &ThreadPool::pinned);
+      .def_prop_ro("pinned", &ThreadPool::pinned)
+      .def_prop_ro("num_barriers", &ThreadPool::num_barriers);
 
   nb::class_<WeightStore>(m, "WeightStore")
       .def("__init__",

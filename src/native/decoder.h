@@ -56,6 +56,7 @@ class Decoder {
   int num_threads() const { return pool_->num_threads(); }
   // Bytes per second at which all threads together can read the packed weights where they are.
   double weight_read_bandwidth(int rounds) const;
+  int64_t num_barriers() const { return pool_->num_barriers(); }
 
   // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.
   void set_heartbeat(uint64_t* heartbeat) { heartbeat_ = heartbeat; }

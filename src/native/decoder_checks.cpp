@@ -1,34 +1,41 @@
 #include "decoder_checks.h"
 
 #include <algorithm>
+#include <sstream>
 #include <stdexcept>
-#include <string>
 
 namespace oag {
 namespace {
 
-void require(bool good, const std::string& what) {
-  if (!good) throw std::invalid_argument(what);
+// The parts of a message are joined only where it is thrown: a step is checked hundreds of times over.
+template <class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Parts&... parts) {
+  std::ostringstream what;
+  (what << ... << parts);
+  throw std::invalid_argument(what.str());
+}
+
+template <class... Parts>
+void require(bool good, const Parts&... parts) {
+  if (!good) refuse(parts...);
 }
 
 void check_matrix(const WeightStore& weights, int64_t index, const char* role, int64_t outputs, int64_t inputs) {
-  require(index >= 0 && index < weights.num_matrices(), std::string("no matrix is given as ") + role);
+  require(index >= 0 && index < weights.num_matrices(), "no matrix is given as ", role);
   const Matrix& matrix = weights.matrix(index);
   require(matrix.n == outputs && matrix.k == inputs,
-          std::string(role) + " is " + std::to_string(matrix.n) + " x " + std::to_string(matrix.k) + ", expected " +
-              std::to_string(outputs) + " x " + std::to_string(inputs));
+          role, " is ", matrix.n, " x ", matrix.k, ", expected ", outputs, " x ", inputs);
 }
 
 void check_norm(const NormConfig& norm, const char* role, int64_t size, bool required) {
-  require(norm.present() || !required, std::string(role) + " is missing");
+  require(norm.present() || !required, role, " is missing");
   require(!norm.present() || static_cast<int64_t>(norm.weight.size()) == size,
-          std::string(role) + " has " + std::to_string(norm.weight.size()) + " values, expected " +
-              std::to_string(size));
+          role, " has ", norm.weight.size(), " values, expected ", size);
 }
 
 void check_bias(const std::vector<float>& bias, const char* role, int64_t size) {
   require(bias.empty() || static_cast<int64_t>(bias.size()) == size,
-          std::string(role) + " has " + std::to_string(bias.size()) + " values, expected " + std::to_string(size));
+          role, " has ", bias.size(), " values, expected ", size);
 }
 
 void check_layer(const LayerConfig& layer, const DecoderConfig& config, const WeightStore& weights) {
@@ -60,13 +67,11 @@ void check_blocks(const StepInput& input, int64_t row, const KvPool& kv, int64_t
   const int64_t last = input.positions[input.row_offsets[row + 1] - 1];
   const int64_t visible = least_window == 0 ? 0 : std::max<int64_t>(0, first + 1 - least_window);
   require(last / kBlockTokens < input.table_width,
-          "row " + std::to_string(row) + " reaches position " + std::to_string(last) + ", its table has only " +
-              std::to_string(input.table_width) + " blocks");
+          "row ", row, " reaches position ", last, ", its table has only ", input.table_width, " blocks");
   for (int64_t index = visible / kBlockTokens; index <= last / kBlockTokens; ++index) {
     const int32_t block = input.block_table[row * input.table_width + index];
     require(block >= 0 && block < kv.num_blocks(),
-            "row " + std::to_string(row) + " needs block table entry " + std::to_string(index) + ", which is " +
-                std::to_string(block) + " of " + std::to_string(kv.num_blocks()) + " blocks");
+            "row ", row, " needs block table entry ", index, ", which is ", block, " of ", kv.num_blocks(), " blocks");
   }
 }
 
@@ -77,13 +82,11 @@ void check_row(const StepInput& input, int64_t row, const DecoderConfig& config,
   for (int32_t token = begin; token < end; ++token) {
     const int32_t position = input.positions[token];
     require(position >= 0 && position < config.max_positions,
-            "position " + std::to_string(position) + " of row " + std::to_string(row) + " is not in [0, " +
-                std::to_string(config.max_positions) + ")");
+            "position ", position, " of row ", row, " is not in [0, ", config.max_positions, ")");
     require(token == begin || position == input.positions[token - 1] + 1,
-            "positions of row " + std::to_string(row) + " are not consecutive");
+            "positions of row ", row, " are not consecutive");
     require(input.embeddings != nullptr || (input.tokens[token] >= 0 && input.tokens[token] < config.vocab_size),
-            "token " + std::to_string(input.tokens[token]) + " of row " + std::to_string(row) +
-                " is not in the vocabulary of " + std::to_string(config.vocab_size));
+            "token ", input.tokens[token], " of row ", row, " is not in the vocabulary of ", config.vocab_size);
   }
   if (begin < end) check_blocks(input, row, kv, least_window);
 }
@@ -91,8 +94,7 @@ void check_row(const StepInput& input, int64_t row, const DecoderConfig& config,
 void check_indices(const int32_t* indices, int64_t count, int64_t num_tokens, const char* name) {
   for (int64_t index = 0; index < count; ++index)
     require(indices[index] >= 0 && indices[index] < num_tokens,
-            std::string(name) + " holds " + std::to_string(indices[index]) + ", the step has " +
-                std::to_string(num_tokens) + " tokens");
+            name, " holds ", indices[index], ", the step has ", num_tokens, " tokens");
 }
 
 }  // namespace
@@ -114,15 +116,13 @@ void check_config(const DecoderConfig& config, const WeightStore& weights, const
   require(kernels.gemm_scratch_bytes() <= kGemmScratchBytes,
           "the kernels need more product scratch than the workspace sets aside");
   require(kv.block_bytes() == kv_block_bytes(config),
-          "KV blocks have " + std::to_string(kv.block_bytes()) + " bytes, the layers need " +
-              std::to_string(kv_block_bytes(config)));
+          "KV blocks have ", kv.block_bytes(), " bytes, the layers need ", kv_block_bytes(config));
 }
 
 void check_step(const StepInput& input, const DecoderConfig& config, const KvPool& kv, int64_t least_window) {
   require(input.num_tokens <= config.max_step_tokens && input.num_rows <= config.max_step_rows,
-          "a step of " + std::to_string(input.num_tokens) + " tokens in " + std::to_string(input.num_rows) +
-              " rows is over the limit of " + std::to_string(config.max_step_tokens) + " tokens in " +
-              std::to_string(config.max_step_rows) + " rows");
+          "a step of ", input.num_tokens, " tokens in ", input.num_rows,
+              " rows is over the limit of ", config.max_step_tokens, " tokens in ", config.max_step_rows, " rows");
   require(input.row_offsets[0] == 0 && input.row_offsets[input.num_rows] == input.num_tokens,
           "row offsets must go from 0 to the number of tokens");
   for (int64_t row = 0; row < input.num_rows; ++row) check_row(input, row, config, kv, least_window);

@@ -117,11 +117,13 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::barrier() {
   if (num_threads_ == 1) {
+    ++num_barriers_;
     start_claims();
     return;
   }
   const uint32_t generation = arrived_.word.load(std::memory_order_relaxed);
   if (num_missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    ++num_barriers_;
     num_missing_.store(num_threads_, std::memory_order_relaxed);
     start_claims();
     advance(arrived_);

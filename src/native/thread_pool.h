@@ -23,6 +23,8 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
   bool pinned() const { return pinned_; }
+  // Barriers that the team has passed, with those that end the runs of more than one thread. Between runs only.
+  int64_t num_barriers() const { return num_barriers_; }
 
   // Run body(thread) on every thread of the team and return when all have ended. `body` must not throw. Calls from
   // several threads take turns.
@@ -82,6 +84,7 @@ class ThreadPool {
   Entry entry_ = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;
+  int64_t num_barriers_ = 0;  // written by the last thread to arrive, which every other one waits for
   Signal start_;
   Signal arrived_;
   alignas(64) std::atomic<int> num_missing_;
