@@ -38,6 +38,7 @@ struct Form {
   int group;
   bool sandwich;
   int64_t window;
+  KvFormat kv = KvFormat::kBf16;
 };
 
 struct Model {
@@ -56,7 +57,7 @@ DecoderConfig describe(const Form& form, Noise& noise) {
   config.max_step_rows = 8;
   config.embedding = config.head = 0;
   config.final_norm = norm;
-  config.kv_format = form.layers == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+  config.kv_format = form.kv;
   config.rotary = {{noise.values(8, 1.0f), 1.0f}};
   for (int index = 0; index < kLayers; ++index) {
     LayerConfig layer;
@@ -177,10 +178,13 @@ std::vector<Outcome> run_all(Decoder& decoder) {
   return outcomes;
 }
 
-constexpr Form kForms[] = {{WeightFormat::kF32, WeightFormat::kF32, 0, true, 0},
+constexpr Form kForms[] = {{WeightFormat::kF32, WeightFormat::kF32, 0, true, 0, KvFormat::kF32},
                            {WeightFormat::kBf16, WeightFormat::kBf16, 0, false, 300},
                            {WeightFormat::kInt8, WeightFormat::kInt8, 0, true, 0},
-                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 0}};
+                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 0},
+                           {WeightFormat::kInt8, WeightFormat::kInt8, 0, true, 0, KvFormat::kInt8},
+                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 300, KvFormat::kInt8},
+                           {WeightFormat::kInt8, WeightFormat::kInt8, 0, false, 0, KvFormat::kFp8}};
 
 }  // namespace
 
