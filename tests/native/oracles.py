@@ -170,9 +170,7 @@ def fp8_rows(x: NDArray) -> NDArray:
     return np.copysign(np.rint(scaled / step) * step, x) * (amax / F32(448)).astype(np.float64)
 
 
-def int8_attention(
-    query: NDArray, keys: NDArray, values: NDArray, first: int, window: int, scale: float
-) -> NDArray:
+def int8_attention(query: NDArray, keys: NDArray, values: NDArray, first: int, window: int, scale: float) -> NDArray:
     """Attention over an int8 cache in float64: exact but for what the format rounds, the weights of each 128 keys
     included (two pieces of seven bits, relative to the largest)."""
     (q, q_scale), (k, k_scale), (v, v_scale) = (int8_rows(x) for x in (query, keys, values))
