@@ -27,7 +27,7 @@ def greedy(executor: Executor, tokens: list[int]) -> np.ndarray:
     return np.concatenate([logits.argmax(axis=1) for logits in stream_logits(executor, tokens)])
 
 
-@pytest.mark.parametrize(("kv", "divergence", "agreement"), [("int8", 2e-3, 0.98), ("fp8", 1e-2, 0.95)])
+@pytest.mark.parametrize(("kv", "divergence", "agreement"), [("int8", 2e-3, 0.97), ("fp8", 1e-2, 0.95)])
 def test_divergence_and_greedy_tokens(wide: LLM, kv: str, divergence: float, agreement: float) -> None:
     tokens = wide.tokenizer.encode(TEXT)
     with LLM("demo", quant="int8", kv=kv, context=2048, concurrency=1) as small:
