@@ -73,17 +73,15 @@ inline void score_blocks(const AttentionCall& call, const uint8_t* const* blocks
 #pragma GCC unroll 4
     for (int b = 0; b < kBlocks; ++b) sums[r][b] = start_keys(query.sums[r]);
   }
-  if constexpr (kRows <= 4) {
 #pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b) prefetch_scales(call, blocks[b]);
-  }
+  for (int b = 0; b < kBlocks; ++b) prefetch_scales(call, blocks[b]);
   const int32_t* words = query.words;
   for (int64_t i = 0; i < num_words; ++i) {
     KeyLine keys[kBlocks];
 #pragma GCC unroll 4
     for (int b = 0; b < kBlocks; ++b) {
       // The partition's values come next; the blocks lie wherever, so no stream runs from one into the next.
-      if constexpr (kRows <= 4) prefetch_far(blocks[b] + value_offset + i * 64);
+      prefetch_far(blocks[b] + value_offset + i * 64);
       keys[b] = open_keys(iload(blocks[b] + i * 64));
     }
 #pragma GCC unroll 12
@@ -160,14 +158,14 @@ inline void sum_values(const AttentionCall& call, const RowPanel& panel, int64_t
   for (int64_t b = begin; b < end; ++b) {
     const uint8_t* values = call.blocks[b] + value_offset + d * 4;
     const uint8_t* next_block = call.blocks[at_most(b + kPartitionBlocks, panel.end_block - 1)];
-    if (kRows <= 4 && d == 0) prefetch_scales(call, next_block);
+    if (d == 0) prefetch_scales(call, next_block);
     const uint8_t* next = next_block + d * 4;
     const uint8_t* weights = pieces + b % kPartitionBlocks * kBlockTokens;
     for (int g = 0; g < kBlockTokens / 4; ++g) {
       IVec lines[kLines];
 #pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) {
-        if constexpr (kRows <= 4 && !kTail) prefetch_far(next + l * 64);  // keys of the next partition
+        if constexpr (!kTail) prefetch_far(next + l * 64);  // keys of the next partition
         lines[l] = kTail ? iload_n(values, lanes) : iload(values + l * 64);
       }
 #pragma GCC unroll 12
