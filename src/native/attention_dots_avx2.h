@@ -1,5 +1,6 @@
-// Integer dot products of attention over an int8 cache with VPMADDUBSW, which saturates at 16 bits: of keys the unsigned
-// side is the magnitude (at most 127 * 127 twice, below 2^15), of values the weight, whose pieces have seven bits.
+// Integer dot products of attention over an int8 cache with VPMADDUBSW, which saturates at 16 bits: of keys the
+// unsigned side is the magnitude (at most 127 * 127 twice, below 2^15), of values the weight, whose pieces have seven
+// bits.
 // The meaning of each function is in attention_dots_scalar.h.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Integer dot products of attention over an int8 cache with VPDPBUSD: unsigned keys and signed queries, unsigned weights
-// and signed values. Inline assembly because GCC 12 spills the accumulators of the intrinsic.
+// Integer dot products of attention over an int8 cache with VPDPBUSD: unsigned keys and signed queries, unsigned
+// weights and signed values. Inline assembly because GCC 12 spills the accumulators of the intrinsic.
 // The meaning of each function is in attention_dots_scalar.h.
 #pragma once
 

@@ -159,8 +159,8 @@ inline void add_shared_values(const AttentionCall& call, int height, int64_t beg
         line[1] = line[0] + 64;
       };
       for (; kPairedLines<Step, h> == 2 && d + 32 <= dim; d += 32) {
-        product<Step, h, kPairedLines<Step, h>, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim,
-                                                           false);
+        product<Step, h, kPairedLines<Step, h>, 1, kWeightStride<Step>, false>(lines, segments, segment, panel,
+                                                                               partial + d, padded_dim, false);
       }
       for (; d + 16 <= dim; d += 16) {
         product<Step, h, 1, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim,

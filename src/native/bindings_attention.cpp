@@ -18,7 +18,8 @@ void store(const std::string& isa, const std::string& format, Row<uint8_t> block
   const size_t head_dim = key.shape(0);
   require(value.shape(0) == head_dim && head_dim % 2 == 0, "key and value have the same even length");
   require(slot >= 0 && slot < kBlockTokens, "a slot is 0 to 15");
-  require(block.shape(0) == kv_head_bytes(kv_format(format), static_cast<int>(head_dim)), "the block has the wrong size");
+  require(block.shape(0) == kv_head_bytes(kv_format(format), static_cast<int>(head_dim)),
+          "the block has the wrong size");
   kernels_named(isa).store_kv(kv_format(format), block.data(), slot, key.data(), value.data(),
                               static_cast<int>(head_dim));
 }
@@ -82,6 +83,7 @@ void bind_attention(nanobind::module_& m) {
   m.def("store_kv", &store, "isa"_a, "format"_a, "block"_a, "slot"_a, "key"_a, "value"_a);
   m.def("attention", &attend, "isa"_a, "format"_a, "query"_a, "group_heads"_a, "blocks"_a, "table"_a,
         "first_position"_a, "window"_a = 0, "scale"_a = 1.0f, "splits"_a = nb::none());
-  m.def("kv_head_bytes", [](const std::string& format, int head_dim) { return kv_head_bytes(kv_format(format), head_dim); },
-        "format"_a, "head_dim"_a);
+  m.def("kv_head_bytes",
+        [](const std::string& format, int head_dim) { return kv_head_bytes(kv_format(format), head_dim); }, "format"_a,
+        "head_dim"_a);
 }

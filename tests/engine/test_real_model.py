@@ -187,13 +187,15 @@ def untimed(events: list[GenerationEvent]) -> list[GenerationEvent]:
 def test_the_real_worker_gives_the_same_bytes_and_its_heart_beats_in_a_step() -> None:
     sampling = SAMPLINGS["greedy"]
     goal: dict[str, Any] = {"memory_bytes": 1 << 30, "context_tokens": 512, "concurrency": 8, "num_threads": 1}
-    with opened(NumberFormat.INT8) as engine:
+    with opened(NumberFormat.INT8, NumberFormat.INT8) as engine:
         one = request(engine, "a", PROMPT, sampling)
         engine.engine.add(one)
         expected = []
         while engine.engine.has_work:
             expected += engine.engine.step()
-    with EngineProcess(EngineOptions(model="demo", goal=Goal(quant=NumberFormat.INT8, **goal))) as process:
+    with EngineProcess(
+        EngineOptions(model="demo", goal=Goal(quant=NumberFormat.INT8, kv=NumberFormat.INT8, **goal))
+    ) as process:
         description = process.start()
         assert description.fingerprint == engine.description.fingerprint
 
