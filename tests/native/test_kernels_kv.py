@@ -206,6 +206,18 @@ def test_values_of_weight_nothing_still_show_that_they_are_not_numbers(isa, kv):
     assert np.isnan(attend(isa, kv, s, 19, 20, scale=1.0)).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+@pytest.mark.parametrize("tiny", [0.0, 1e-37])
+def test_values_that_are_nothing_add_nothing(isa, kv, tiny):
+    """A partition of values that round to zero, alone and before one of others."""
+    s = make(isa, kv, 200, 2, 32)
+    s.values[:128] = tiny
+    fill(isa, kv, s.blocks, s.table, s.keys, s.values, 0, 200)
+    assert (attend(isa, kv, s, 100, 120) == 0).all()
+    assert np.abs(attend(isa, kv, s, 190, 200) - reference(s, 190, 200)).max() < bound(kv, s, 190, 200)
+
+
 def test_sizes_of_a_head() -> None:
     for kv in ("f32", "bf16", "int8", "fp8"):
         for head_dim in (2, 6, 64, 80, 128):
