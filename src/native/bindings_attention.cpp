@@ -1,17 +1,16 @@
 // Attention and the KV cache over numpy arrays, for the tests.
 #include "bindings_arrays.h"
+#include "kv_pool.h"
 
 namespace oag {
 namespace {
 
 KvFormat kv_format(const std::string& name) {
   if (name == "f32") return KvFormat::kF32;
-  require(name == "bf16", "the KV format is f32 or bf16");
-  return KvFormat::kBf16;
-}
-
-size_t block_bytes(KvFormat format, size_t head_dim) {
-  return 2 * kBlockTokens * head_dim * (format == KvFormat::kF32 ? 4 : 2);
+  if (name == "bf16") return KvFormat::kBf16;
+  if (name == "int8") return KvFormat::kInt8;
+  require(name == "fp8", "the KV format is f32, bf16, int8 or fp8");
+  return KvFormat::kFp8;
 }
 
 void store(const std::string& isa, const std::string& format, Row<uint8_t> block, int slot, Row<const float> key,
@@ -19,7 +18,8 @@ void store(const std::string& isa, const std::string& format, Row<uint8_t> block
   const size_t head_dim = key.shape(0);
   require(value.shape(0) == head_dim && head_dim % 2 == 0, "key and value have the same even length");
   require(slot >= 0 && slot < kBlockTokens, "a slot is 0 to 15");
-  require(block.shape(0) == block_bytes(kv_format(format), head_dim), "the block has the wrong size");
+  require(block.shape(0) == kv_head_bytes(kv_format(format), static_cast<int>(head_dim)),
+          "the block has the wrong size");
   kernels_named(isa).store_kv(kv_format(format), block.data(), slot, key.data(), value.data(),
                               static_cast<int>(head_dim));
 }
@@ -33,7 +33,7 @@ NumpyRows<float> attend(const std::string& isa, const std::string& format, Rows<
   require(group_heads > 0 && width % static_cast<size_t>(group_heads) == 0, "the heads do not divide the query");
   const int head_dim = static_cast<int>(width) / group_heads;
   require(head_dim % 2 == 0, "head_dim must be even");
-  require(blocks.shape(1) == block_bytes(kv_format(format), static_cast<size_t>(head_dim)),
+  require(blocks.shape(1) == kv_head_bytes(kv_format(format), head_dim),
           "blocks have the wrong size");
   require((first_position + static_cast<int64_t>(num_queries) + 15) / 16 <= static_cast<int64_t>(table.size()),
           "the table is shorter than the positions");
@@ -83,4 +83,7 @@ void bind_attention(nanobind::module_& m) {
   m.def("store_kv", &store, "isa"_a, "format"_a, "block"_a, "slot"_a, "key"_a, "value"_a);
   m.def("attention", &attend, "isa"_a, "format"_a, "query"_a, "group_heads"_a, "blocks"_a, "table"_a,
         "first_position"_a, "window"_a = 0, "scale"_a = 1.0f, "splits"_a = nb::none());
+  m.def("kv_head_bytes",
+        [](const std::string& format, int head_dim) { return kv_head_bytes(kv_format(format), head_dim); }, "format"_a,
+        "head_dim"_a);
 }

@@ -80,7 +80,8 @@ void bind_config(nb::module_& m) {
       .def_prop_rw(
           "kv_format", [](const DecoderConfig& config) { return static_cast<int>(config.kv_format); },
           [](DecoderConfig& config, int format) {
-            if (format != 0 && format != 1) throw std::invalid_argument("the KV cache is f32 (0) or bf16 (1)");
+            if (format < 0 || format > 3)
+              throw std::invalid_argument("the KV cache is f32 (0), bf16 (1), int8 (2) or fp8 (3)");
             config.kv_format = static_cast<KvFormat>(format);
           });
 }

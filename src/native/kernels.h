@@ -7,7 +7,8 @@
 //        f = fma(float(exact int32 sum), activation_scale * weight_scale, f)        (product rounded once)
 //    int8: f = fma(float(sum), activation_scale, f) per activation group, then f * weight_scale at the end;
 //  * results do not depend on M, on the range of rows or tiles a call covers, or on the scratch it is given;
-//  * bf16 and f32 products and attention agree within one instruction set only, with the same independence.
+//  * bf16 and f32 products and attention agree within one instruction set only, with the same independence; attention
+//    over an int8 cache is exact integers between fp32 steps of one order, and agrees bit for bit on every set.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,7 @@ constexpr int64_t kMaxInputs = 131072;  // inputs of a product: bounds gemm_scra
 constexpr int kPartitionTokens = 128;   // keys per attention partition, aligned to absolute position 0
 
 enum class WeightFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3, kNf4 = 4 };
-enum class KvFormat : uint8_t { kF32 = 0, kBf16 = 1 };
+enum class KvFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kFp8 = 3 };
 enum class SourceType : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2 };
 
 // A packed matrix of n outputs by k inputs: ceil(n/32) tiles of tile_bytes each, as openautoglm/spec/formats.py sizes
@@ -73,8 +74,7 @@ struct GemmCall {
 };
 
 // Attention of a run of query tokens of ONE sequence for ONE kv head, over its paged keys and values.
-// KV bytes of one layer of one block: for each kv head, K then V.
-//   bf16: K [head_dim/2][16 tokens][2], V [16/2][head_dim][2];  f32: K [head_dim][16], V [16][head_dim].
+// KV bytes of one layer of one block: for each kv head, K, then V, then their scales (layout.h).
 struct AttentionCall {
   const float* query;  // [num_queries][query_stride]; the group's heads start at query[.. + h*head_dim]
   int64_t query_stride;
@@ -122,7 +122,10 @@ struct Kernels {
 
   // ---- KV cache ----
   // store one token's key and value (fp32, head_dim each) at `slot` 0..15 of a block's bytes for one kv head.
-  // For bf16, an even slot also zeroes the V of slot+1 (pairs are read together).
+  // For bf16, an even slot also zeroes the V of slot+1 (pairs are read together). int8 and fp8 leave other slots alone:
+  // the bytes of a key that must not be seen meet a weight of zero, or a mask.
+  // int8: scale = amax/127 and rounding as in quantize_rows; fp8: scale = amax/448, value = x * (448/amax) to the
+  // nearest e4m3. NaN or Inf give a NaN scale.
   void (*store_kv)(KvFormat, uint8_t* block_head, int slot, const float* key, const float* value, int head_dim);
 
   // ---- attention ----

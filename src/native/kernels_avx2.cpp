@@ -1,5 +1,6 @@
 // AVX2, FMA and F16C.
 #include "vector_avx2.h"
+#include "attention_dots_avx2.h"
 #include "ints_avx2.h"
 #include "nibbles_unpacked.h"
 

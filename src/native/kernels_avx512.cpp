@@ -1,5 +1,6 @@
 // AVX-512 F, BW, DQ, VL and VNNI.
 #include "vector_avx512.h"
+#include "attention_dots_avx512.h"
 #include "ints_avx512.h"
 #include "peak_avx512.h"
 

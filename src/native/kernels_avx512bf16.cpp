@@ -2,6 +2,7 @@
 #define OAG_NATIVE_BF16
 
 #include "vector_avx512.h"
+#include "attention_dots_avx512.h"
 #include "ints_avx512.h"
 #include "peak_avx512.h"
 

@@ -1,5 +1,6 @@
 // The portable set: the reference for all others, and what processors without a set of their own run.
 #include "vector_scalar.h"
+#include "attention_dots_scalar.h"
 #include "ints_scalar.h"
 #include "nibbles_unpacked.h"
 

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "layout.h"
+
 namespace oag {
 namespace {
 
@@ -19,7 +21,8 @@ size_t pool_bytes(int64_t num_blocks, size_t block_bytes) {
 }  // namespace
 
 size_t kv_head_bytes(KvFormat format, int head_dim) {
-  return size_t{2} * kBlockTokens * head_dim * (format == KvFormat::kF32 ? 4 : 2);
+  const auto scales = static_cast<int64_t>(kv_has_scales(format) ? 2 * kBlockTokens * sizeof(float) : 0);
+  return static_cast<size_t>(2 * kv_part_bytes(format, head_dim) + scales);
 }
 
 KvPool::KvPool(int64_t num_blocks, size_t block_bytes, size_t slab_bytes)

@@ -9,7 +9,7 @@
 
 namespace oag {
 
-// A block holds the layers in order; a layer its kv heads in order; a kv head K, then V (see kernels.h).
+// A block holds the layers in order; a layer its kv heads in order; a kv head K, V and scales (layout.h).
 // Blocks lie end to end, so the pool takes num_blocks * block_bytes rounded up to a page, and no more.
 class KvPool {
  public:

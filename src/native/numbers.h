@@ -53,4 +53,31 @@ static inline uint16_t float_to_half(float value) {
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// ---- e4m3: four bits of exponent (bias 7), three of mantissa, no infinities, NaN is 0x7f, the largest value 448 ----
+
+constexpr float kFp8Largest = 448.0f;
+constexpr float kFp8Unit = 0x1p120f;  // from fp32's exponent bias to that of e4m3; the product also normalises
+
+static inline float fp8_to_float(uint8_t code) {
+  const uint32_t magnitude = code & 0x7fu;
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
+  if (magnitude == 0x7fu) return __builtin_nanf("");
+  return bits_float(float_bits(bits_float(magnitude << 20) * kFp8Unit) | sign);
+}
+
+// Round to nearest even, beyond 448 to 448; NaN stays NaN.
+static inline uint8_t float_to_fp8(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (magnitude >= float_bits(kFp8Largest)) return static_cast<uint8_t>(sign | 0x7eu);
+  if (magnitude < 0x3c800000u) {  // subnormal: the addition rounds to multiples of 2^-9
+    const float shifted = bits_float(magnitude) + 0x1p14f;
+    return static_cast<uint8_t>(sign | (float_bits(shifted) - 0x46800000u));
+  }
+  const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  return static_cast<uint8_t>(sign | ((rounded - 0x3c000000u) >> 20));
+}
+
 }  // namespace oag

@@ -97,7 +97,7 @@ inline void product(const Lines& lines, int64_t num_segments, Segment segment, c
 #pragma GCC unroll 2
       for (int l = 0; l < kLines; ++l) {
         const float* p = reinterpret_cast<const float*>(line[l]);
-        if constexpr (kRows <= 4 && !kTail) vprefetch(line[l] + 2048);
+        if constexpr (kRows <= 4 && !kTail) prefetch_far(line[l] + 2048);
         w[l] = Step::open(kTail ? vload_n(p, lines.lanes) : vload(p));
         line[l] += lines.stride;
       }

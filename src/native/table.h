@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "gather.h"
 #include "gemm_int.h"
+#include "kv_store.h"
 #include "quantise.h"
 #include "rows.h"
 

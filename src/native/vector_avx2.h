@@ -90,6 +90,20 @@ inline Vec vbf16_odd(Vec words) {
 }
 inline __m128i load_16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline Vec vload_half(const uint16_t* p) { return {_mm256_cvtph_ps(load_16(p)), _mm256_cvtph_ps(load_16(p + 8))}; }
+template <int kByte>
+inline __m256 fp8_of(__m256 words) {
+  const __m256i top = _mm256_slli_epi32(bits_of(words), 24 - 8 * kByte);
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0x87f00000u));
+  const __m256 value = _mm256_mul_ps(floats_of(_mm256_and_si256(_mm256_srai_epi32(top, 4), mask)),
+                                     _mm256_set1_ps(kFp8Unit));
+  const __m256i magnitude = _mm256_and_si256(top, _mm256_set1_epi32(0x7f000000));
+  const __m256i nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f000000));
+  return _mm256_blendv_ps(value, _mm256_set1_ps(__builtin_nanf("")), floats_of(nan));
+}
+template <int kByte>
+inline Vec vfp8(Vec words) {
+  return {fp8_of<kByte>(words.a), fp8_of<kByte>(words.b)};
+}
 
 inline float vsum_eight(__m256 v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -112,6 +126,15 @@ inline IVec iabs_bits(Vec v) {
   return {_mm256_and_si256(bits_of(v.a), mask), _mm256_and_si256(bits_of(v.b), mask)};
 }
 inline IVec vto_int(Vec v) { return {_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
+inline Vec vfrom_int(IVec v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
+inline IVec iload(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline IVec iload_n(const uint8_t* p, int n) {
+  const Vec bits = vload_n(reinterpret_cast<const float*>(p), n);
+  return {bits_of(bits.a), bits_of(bits.b)};
+}
 inline void istore_bytes(void* p, IVec v) {
   const __m256i low = _mm256_set1_epi32(255);
   const __m256i words = _mm256_packus_epi32(_mm256_and_si256(v.a, low), _mm256_and_si256(v.b, low));

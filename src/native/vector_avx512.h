@@ -69,6 +69,16 @@ inline Vec vload_half(const uint16_t* p) {
 inline Vec vload_u8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+template <int kByte>
+inline Vec vfp8(Vec words) {
+  const __m512i top = _mm512_slli_epi32(_mm512_castps_si512(words.v), 24 - 8 * kByte);
+  const __m512i shifted =
+      _mm512_and_si512(_mm512_srai_epi32(top, 4), _mm512_set1_epi32(static_cast<int>(0x87f00000u)));
+  const __m512i all = _mm512_set1_epi32(0x7f000000);
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(_mm512_and_si512(top, all), all);
+  const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(shifted), _mm512_set1_ps(kFp8Unit));
+  return {_mm512_mask_blend_ps(nan, value, _mm512_set1_ps(__builtin_nanf("")))};
+}
 
 inline float vsum_eight(__m256 v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -92,6 +102,9 @@ inline IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline IVec imax(IVec a, IVec b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline IVec iabs_bits(Vec v) { return {_mm512_and_si512(_mm512_castps_si512(v.v), _mm512_set1_epi32(0x7fffffff))}; }
 inline IVec vto_int(Vec v) { return {_mm512_cvtps_epi32(v.v)}; }
+inline Vec vfrom_int(IVec v) { return {_mm512_cvtepi32_ps(v.v)}; }
+inline IVec iload(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline IVec iload_n(const uint8_t* p, int n) { return {_mm512_maskz_loadu_epi32(lanes_below(n), p)}; }
 inline void istore_bytes(void* p, IVec v) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v.v)); }
 inline int32_t isum(IVec v) { return _mm512_reduce_add_epi32(v.v); }
 inline int32_t ihighest(IVec v) { return _mm512_reduce_max_epi32(v.v); }

@@ -93,6 +93,11 @@ inline Vec vbf16_odd(const Vec& words) {
 inline Vec vload_half(const uint16_t* p) {
   return make_vec([&](int i) { return half_to_float(p[i]); });
 }
+// Byte kByte of sixteen 32-bit words, as e4m3.
+template <int kByte>
+inline Vec vfp8(const Vec& words) {
+  return make_vec([&](int i) { return fp8_to_float(static_cast<uint8_t>(float_bits(words.lane[i]) >> (8 * kByte))); });
+}
 
 // Sum of the lanes by a fixed tree: lanes i and i + 8, then i and i + 4, and so on.
 inline float vsum(Vec v) {
@@ -123,6 +128,19 @@ inline IVec iabs_bits(const Vec& v) {
 }
 inline IVec vto_int(const Vec& v) {  // lanes hold integers
   return make_ivec([&](int i) { return static_cast<int32_t>(v.lane[i]); });
+}
+inline Vec vfrom_int(const IVec& v) {
+  return make_vec([&](int i) { return static_cast<float>(v.lane[i]); });
+}
+inline IVec iload(const uint8_t* p) {  // 64 bytes as they are
+  IVec r;
+  std::memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+inline IVec iload_n(const uint8_t* p, int n) {  // n lanes, the others are zero
+  IVec r = {};
+  std::memcpy(r.lane, p, static_cast<size_t>(n) * 4);
+  return r;
 }
 inline void istore_bytes(void* p, const IVec& v) {  // the low byte of each lane
   uint8_t bytes[16];

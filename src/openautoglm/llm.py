@@ -62,7 +62,8 @@ class Completion:
 
 
 class GoalSettings(TypedDict, total=False):
-    """What a caller may wish for; see `Goal`. Sizes are bytes or text such as "4GiB"; `quant` "auto" chooses."""
+    """What a caller may wish for; see `Goal`. Sizes are bytes or text such as "4GiB"; `quant` and `kv` "auto"
+    choose."""
 
     memory: str | int | None
     context: int | None
@@ -70,6 +71,7 @@ class GoalSettings(TypedDict, total=False):
     quant: str
     group: int | None
     activations: str
+    kv: str
     attention: str
     threads: int | None
 
@@ -80,6 +82,7 @@ def make_goal(settings: GoalSettings) -> Goal:
     if unknown:
         raise ConfigError(f"unknown settings {sorted(unknown)}: expected {sorted(GoalSettings.__annotations__)}")
     memory, quant = settings.get("memory"), settings.get("quant", "auto")
+    kv = settings.get("kv", "auto")
     for name, value in settings.items():
         wrong = isinstance(value, bool) or not isinstance(value, int | None)
         if wrong and name in ("context", "concurrency", "group", "threads"):
@@ -92,13 +95,14 @@ def make_goal(settings: GoalSettings) -> Goal:
             quant=None if quant == "auto" else NumberFormat(quant),
             group=settings.get("group"),
             activations=ActivationScale(settings.get("activations", "group")),
+            kv=None if kv == "auto" else NumberFormat(kv),
             attention=AttentionArithmetic(settings.get("attention", "fastest")),
             num_threads=settings.get("threads"),
         )
     except ValueError as error:
         raise ConfigError(
             f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token; "
-            "attention is fastest or portable"
+            "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable"
         ) from error
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openautoglm.errors import ConfigError, OpenAutoGLMError
-from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
+from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.units import parse_bytes
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
 PROJECT_FILE_NAME = "openautoglm.toml"
 MAX_FILE_BYTES = 1 << 20
 QUANT_NAMES = ("auto", "bf16", "int8", "int4", "nf4")
+KV_NAMES = ("auto", *(number.value for number in KV_NUMBERS))
 
 Value = str | int | None
 
@@ -104,6 +105,7 @@ SETTINGS = (
         check=_one_of(*(scale.value for scale in ActivationScale)),
         help="Granularity of activation scales.",
     ),
+    SettingSpec(name="kv", default="auto", check=_one_of(*KV_NAMES), help="KV cache format."),
     SettingSpec(
         name="attention",
         default=AttentionArithmetic.FASTEST.value,

@@ -47,6 +47,17 @@ def test_chunks_add_up_to_the_whole():
     assert sum(part.bf16_operations for part in parts) == whole.bf16_operations
 
 
+@pytest.mark.parametrize(("kv", "unit"), [(NumberFormat.INT8, "int8_operations"), (NumberFormat.FP8, "f32_operations")])
+def test_smaller_caches_read_fewer_bytes_in_their_units(kv, unit):
+    small = replace(INT8, kv=kv)
+    work, wide = (step_work(GLM_9B, formats, [(1000, 1), (5, 1)], 2) for formats in (small, INT8))
+    assert wide.bytes_read - work.bytes_read == (1001 + 6) * (40960 - 40 * 2 * 2 * (128 + 4))
+    attention = 40 * 32 * (1001 + 6) * 4 * 128
+    assert wide.bf16_operations == attention
+    assert work.bf16_operations == 0
+    assert getattr(work, unit) - getattr(wide, unit) == attention
+
+
 @pytest.mark.parametrize("rows", [[(0, 7)], [(30, 5)], [(3, 20), (60, 1)], [(0, 9), (9, 1)]])
 def test_a_window_hides_keys(rows):
     layers = tuple(replace(layer, mixer=replace(layer.mixer, window=9)) for layer in SMALL.layers)

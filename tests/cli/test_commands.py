@@ -147,6 +147,18 @@ def test_json_is_data_on_stdout(arguments: list[str]):
     assert json.loads(done.stdout)["schema_version"] == 1
 
 
+def test_the_cache_format_is_an_option_and_a_setting(monkeypatch: pytest.MonkeyPatch):
+    plans = []
+    for arguments, variable in (([], ""), (["--kv", "int8"], "fp8"), ([], "fp8"), (["--kv", "auto"], "fp8")):
+        if variable:
+            monkeypatch.setenv("OPENAUTOGLM_KV", variable)
+        done = run("plan", "demo", *SMALL, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        plans.append(json.loads(done.stdout))
+    assert [plan["formats"]["kv"] for plan in plans] == ["bf16", "int8", "fp8", "bf16"]
+    assert plans[1]["breakdown"]["kv_bytes"] == plans[2]["breakdown"]["kv_bytes"] < plans[0]["breakdown"]["kv_bytes"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str):
     done = run("completion", shell)

@@ -43,12 +43,21 @@ SAMPLINGS = {
         repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=0.1, logit_bias=((40, 2.0),),
     ),
 }  # fmt: skip
-QUANTS = (NumberFormat.BF16, NumberFormat.INT8, NumberFormat.INT4)
+# weights and KV cache
+QUANTS = (
+    (NumberFormat.BF16, None),
+    (NumberFormat.INT8, None),
+    (NumberFormat.INT4, None),
+    (NumberFormat.INT8, NumberFormat.INT8),
+    (NumberFormat.INT4, NumberFormat.FP8),
+)
 
 
 @contextmanager
-def opened(quant: NumberFormat, *, num_threads: int = 1, **changes: int) -> Iterator[OpenedEngine]:
-    goal = Goal(memory_bytes=1 << 30, context_tokens=512, concurrency=8, quant=quant, num_threads=num_threads)
+def opened(
+    quant: NumberFormat, kv: NumberFormat | None = None, *, num_threads: int = 1, **changes: int
+) -> Iterator[OpenedEngine]:
+    goal = Goal(memory_bytes=1 << 30, context_tokens=512, concurrency=8, quant=quant, kv=kv, num_threads=num_threads)
     prepared = prepare(EngineOptions(model="demo", goal=goal))
     result = open_engine(replace(prepared, plan=replace(prepared.plan, **changes)))
     try:
@@ -81,10 +90,10 @@ def run(engine: Engine, requests: list[GenerationRequest]) -> dict[str, bytes]:
     return outputs
 
 
-@pytest.mark.parametrize("quant", QUANTS)
-def test_batch_cache_chunks_and_preemption_change_no_byte(quant: NumberFormat) -> None:
+@pytest.mark.parametrize(("quant", "kv"), QUANTS)
+def test_batch_cache_chunks_and_preemption_change_no_byte(quant: NumberFormat, kv: NumberFormat | None) -> None:
     expected: dict[str, bytes] = {}
-    with opened(quant) as engine:
+    with opened(quant, kv) as engine:
         for name, sampling in SAMPLINGS.items():
             expected[name] = run(engine.engine, [request(engine, name, PROMPT, sampling)])[name]
             engine.engine._pool.drop_cached()
@@ -105,12 +114,12 @@ def test_batch_cache_chunks_and_preemption_change_no_byte(quant: NumberFormat) -
             batch.insert(3, request(engine, name, PROMPT, sampling))
             assert run(engine.engine, batch)[name] == expected[name], "in a batch of 7"
 
-    with opened(quant, max_step_tokens=5, max_step_rows=5, num_threads=2) as engine:
+    with opened(quant, kv, max_step_tokens=5, max_step_rows=5, num_threads=2) as engine:
         for name, sampling in SAMPLINGS.items():
             assert run(engine.engine, [request(engine, name, PROMPT, sampling)])[name] == expected[name], "chunks of 5"
             engine.engine._pool.drop_cached()
 
-    with opened(quant, num_blocks=14) as engine:
+    with opened(quant, kv, num_blocks=14) as engine:
         for name, sampling in SAMPLINGS.items():
             before = engine.engine.status().num_preemptions
             long = replace(sampling, max_tokens=100)
@@ -178,13 +187,15 @@ def untimed(events: list[GenerationEvent]) -> list[GenerationEvent]:
 def test_the_real_worker_gives_the_same_bytes_and_its_heart_beats_in_a_step() -> None:
     sampling = SAMPLINGS["greedy"]
     goal: dict[str, Any] = {"memory_bytes": 1 << 30, "context_tokens": 512, "concurrency": 8, "num_threads": 1}
-    with opened(NumberFormat.INT8) as engine:
+    with opened(NumberFormat.INT8, NumberFormat.INT8) as engine:
         one = request(engine, "a", PROMPT, sampling)
         engine.engine.add(one)
         expected = []
         while engine.engine.has_work:
             expected += engine.engine.step()
-    with EngineProcess(EngineOptions(model="demo", goal=Goal(quant=NumberFormat.INT8, **goal))) as process:
+    with EngineProcess(
+        EngineOptions(model="demo", goal=Goal(quant=NumberFormat.INT8, kv=NumberFormat.INT8, **goal))
+    ) as process:
         description = process.start()
         assert description.fingerprint == engine.description.fingerprint
 

@@ -13,7 +13,7 @@ from openautoglm.spec.formats import ModelFormats, NumberFormat
 from tests.executor.runner import Row, Runner, make_batch, make_samples
 from tests.executor.tiny_models import load_checkpoint, make_plan, make_reference, save_checkpoint
 
-QUANTS = ["f32", "bf16", "int8", "int4", "nf4"]
+QUANTS = ["f32", "bf16", "int8", "int4", "nf4", "int8 kv int8", "int4 kv fp8", "f32 kv int8"]
 LENGTH = 61
 
 
@@ -37,7 +37,13 @@ def directory(request: pytest.FixtureRequest, directories: dict[str, Path]) -> P
 
 @pytest.fixture(params=QUANTS)
 def formats(request: pytest.FixtureRequest) -> ModelFormats:
-    return ModelFormats.for_quantisation(NumberFormat(request.param))
+    return formats_named(request.param)
+
+
+def formats_named(name: str) -> ModelFormats:
+    """Return the formats of "quant" or "quant kv format"."""
+    quant, _, kv = name.partition(" kv ")
+    return ModelFormats.for_quantisation(NumberFormat(quant), kv=NumberFormat(kv) if kv else None)
 
 
 @pytest.fixture
@@ -97,11 +103,11 @@ def test_threads_change_no_byte(directory: Path, formats: ModelFormats, num_thre
 
 
 @pytest.mark.parametrize("name", ["long", "long-window"])
-@pytest.mark.parametrize("quant", ["f32", "bf16"])
+@pytest.mark.parametrize("quant", ["f32", "bf16", "int8 kv int8", "f32 kv fp8"])
 def test_splitting_a_long_context_over_threads_changes_no_byte(
     directories: dict[str, Path], name: str, quant: str
 ) -> None:
-    formats = ModelFormats.for_quantisation(NumberFormat(quant))
+    formats = formats_named(quant)
     tokens, blocks = sequence(0, 700), list(range(44))
     logits = []
     for num_threads in (1, 3):

@@ -50,9 +50,9 @@ def tokens_of(length: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("model_type", ["glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3"])
-@pytest.mark.parametrize("quant", ["f32", "int8", "nf4"])
-def test_memory_is_what_the_formulas_say(model_type: str, quant: str, tmp_path: Path) -> None:
-    formats = ModelFormats.for_quantisation(NumberFormat(quant))
+@pytest.mark.parametrize(("quant", "kv"), [("f32", None), ("int8", None), ("nf4", NumberFormat.INT8)])
+def test_memory_is_what_the_formulas_say(model_type: str, quant: str, kv: NumberFormat | None, tmp_path: Path) -> None:
+    formats = ModelFormats.for_quantisation(NumberFormat(quant), kv=kv)
     directory = save_checkpoint(make_reference(model_type), tmp_path)
     spec = describe(read_config(directory))
     for num_threads, max_step_tokens, max_step_rows in ((1, 16, 1), (2, 100, 7), (3, 512, 64)):
@@ -329,12 +329,14 @@ def test_fingerprints_tell_weights_and_formats_apart(directory: Path, tmp_path: 
             (directory, INT4),
             (directory, INT4),
             (directory, per_token),
+            (directory, replace(INT4, kv=NumberFormat.INT8)),
+            (directory, replace(INT4, kv=NumberFormat.FP8)),
             (directory, F32),
             (other, INT4),
         )
     ]
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 6
 
 
 def test_progress_ends_at_the_total(directory: Path) -> None:

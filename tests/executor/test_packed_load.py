@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,18 @@ def test_each_format_has_its_own_file(model: Path, cache: PackedCache) -> None:
         assert run(model, cache, formats) == without
         assert len(files(cache)) == number
     assert run(model, cache, INT8) == run(model, None, INT8)
+
+
+def test_caches_of_keys_and_values_share_the_packed_weights(
+    model: Path, cache: PackedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = run(model, None, replace(INT8, kv=NumberFormat.INT8))
+    wide = run(model, cache, INT8)
+    forbid_reading(monkeypatch)
+    assert run(model, cache, replace(INT8, kv=NumberFormat.INT8)) == without
+    assert without.fingerprint != wide.fingerprint
+    assert without.logits != wide.logits
+    assert len(files(cache)) == 1
 
 
 def test_unquantised_small_and_uncached_loads_write_nothing(model: Path, cache: PackedCache) -> None:

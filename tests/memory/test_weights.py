@@ -10,10 +10,10 @@ from openautoglm.families.debug import debug_config
 from openautoglm.families.registry import describe
 from openautoglm.memory.weights import num_active_parameters, num_parameters, weight_bytes
 from openautoglm.spec.arch import TowerSpec
-from openautoglm.spec.formats import ModelFormats, NumberFormat, WeightFormat
+from openautoglm.spec.formats import WEIGHT_NUMBERS, ModelFormats, NumberFormat, WeightFormat
 
 FIXTURES = json.loads((Path(__file__).parents[1] / "data" / "model_fixtures.json").read_text())
-FORMATS = {number: ModelFormats.for_quantisation(number) for number in NumberFormat}
+FORMATS = {number: ModelFormats.for_quantisation(number) for number in WEIGHT_NUMBERS}
 
 
 def by_hand(spec, formats):
@@ -29,7 +29,7 @@ def by_hand(spec, formats):
     return total
 
 
-@pytest.mark.parametrize("number", NumberFormat)
+@pytest.mark.parametrize("number", WEIGHT_NUMBERS)
 @pytest.mark.parametrize("model_type", ["glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3"])
 def test_plain_decoders(model_type, number):
     spec, formats = describe(debug_config(model_type)), FORMATS[number]

@@ -138,6 +138,57 @@ def quantise_activations(x: NDArray, *, per_token: bool) -> tuple[NDArray, NDArr
     return values, (amax / F32(127)).astype(F32), values.reshape(m, -1, 32).sum(axis=2, dtype=np.int32)
 
 
+def kv_head_bytes(kv: str, head_dim: int) -> int:
+    """Bytes of one kv head's keys, values and scales of 16 tokens."""
+    padded_dim = -(-head_dim // 4) * 4
+    return {"f32": 128 * head_dim, "bf16": 64 * head_dim}.get(kv, 32 * padded_dim + 128)
+
+
+def int8_rows(x: NDArray) -> tuple[NDArray, NDArray]:
+    """Symmetric int8 codes and one fp32 scale per row of the last axis; finite input."""
+    amax = np.abs(x).max(axis=-1, keepdims=True).astype(F32)
+    amax[amax < F32(2.0**-120)] = 0
+    inverse = np.divide(F32(127), amax, out=np.zeros_like(amax), where=amax > 0)
+    return np.rint(x.astype(F32) * inverse).astype(np.int64), (amax / F32(127)).astype(F32)
+
+
+def fp8_floats() -> NDArray:
+    """Values of the 256 codes of e4m3fn: sign, four bits of exponent (bias 7), three of mantissa, 0x7f is NaN."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    magnitude[codes & 127 == 127] = np.nan
+    return np.where(codes >= 128, -magnitude, magnitude)
+
+
+def fp8_rows(x: NDArray) -> NDArray:
+    """Rows of the last axis with a scale of amax/448 and e4m3 values, as floats; half to even, finite input."""
+    amax = np.abs(x).max(axis=-1, keepdims=True).astype(F32)
+    inverse = np.divide(F32(448), amax, out=np.zeros_like(amax), where=amax > 0)
+    scaled = np.minimum(np.abs(x.astype(F32) * inverse), 448).astype(np.float64)
+    step = 2.0 ** (np.maximum(np.floor(np.log2(np.maximum(scaled, 2.0**-9))), -6) - 3)
+    return np.copysign(np.rint(scaled / step) * step, x) * (amax / F32(448)).astype(np.float64)
+
+
+def int8_attention(query: NDArray, keys: NDArray, values: NDArray, first: int, window: int, scale: float) -> NDArray:
+    """Attention over an int8 cache in float64: exact but for what the format rounds, the weights of each 128 keys
+    included (two pieces of seven bits, relative to the largest)."""
+    (q, q_scale), (k, k_scale), (v, v_scale) = (int8_rows(x) for x in (query, keys, values))
+    out = np.zeros(query.shape, np.float64)
+    for i in range(query.shape[0]):
+        end = first + i + 1
+        begin = max(0, end - window) if window else 0
+        scores = (q[i] @ k[begin:end].T) * (q_scale[i].astype(np.float64) * k_scale[begin:end, 0]) * scale
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        for partition in range(begin // GROUP, (end - 1) // GROUP + 1):
+            part = slice(max(begin, partition * GROUP), min(end, (partition + 1) * GROUP))
+            w = weights[:, part.start - begin : part.stop - begin] * v_scale[part, 0]
+            unit = w.max(axis=1, keepdims=True) / 16383
+            out[i] += np.rint(np.divide(w, unit, out=np.zeros_like(w), where=unit > 0)) * unit @ v[part]
+        out[i] /= weights.sum(axis=1, keepdims=True)
+    return out.reshape(query.shape[0], -1)
+
+
 def attention(query: NDArray, keys: NDArray, values: NDArray, first: int, window: int, scale: float) -> NDArray:
     """float64 softmax attention: query [t, h, d], keys and values [positions, d] -> [t, h * d]."""
     out = np.zeros(query.shape, np.float64)

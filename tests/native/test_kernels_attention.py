@@ -14,7 +14,8 @@ from openautoglm.native import _core
 from . import oracles
 
 ISAS = _core.available_isas()
-CASES = [(isa, kv) for isa in ISAS for kv in ("f32", "bf16")]
+FORMATS = ("f32", "bf16", "int8", "fp8")
+CASES = [(isa, kv) for isa in ISAS for kv in FORMATS]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def make(
     query = generator.standard_normal((positions, heads, head_dim)).astype(np.float32)
     keys, values = (generator.standard_normal((positions, head_dim)).astype(np.float32) for _ in range(2))
     num_blocks = -(-positions // 16)
-    blocks = np.full((num_blocks + 2, 32 * head_dim * (4 if kv == "f32" else 2)), 0xFF, np.uint8)  # NaN everywhere
+    blocks = np.full((num_blocks + 2, oracles.kv_head_bytes(kv, head_dim)), 0xFF, np.uint8)  # NaN everywhere
     table = [int(b) for b in generator.permutation(num_blocks + 2)[:num_blocks]]
     fill(isa, kv, blocks, table, keys, values, 0, positions if stored is None else stored)
     return Sequence(query, keys, values, blocks, table)
@@ -54,15 +55,22 @@ def attend(isa, kv, s: Sequence, begin: int, end: int, *, window=0, scale=None, 
 
 
 def expected(s: Sequence, begin: int, end: int, *, window=0, kv="f32") -> np.ndarray:
-    """float64 attention; for kv "bf16" over inputs rounded as the kernels round them."""
+    """float64 attention over inputs rounded as the kernels round them for `kv`."""
     query, keys, values = s.query, s.keys, s.values
+    if kv == "int8":
+        return oracles.int8_attention(query[begin:end], keys, values, begin, window, s.query.shape[2] ** -0.5)
     if kv == "bf16":
         query, keys, values = (oracles.bf16_floats(oracles.bf16_bits(x)) for x in (query, keys, values))
+    if kv == "fp8":
+        keys, values = (oracles.fp8_rows(x) for x in (keys, values))
     return oracles.attention(query[begin:end], keys, values, begin, window, s.query.shape[2] ** -0.5)
 
 
 def tolerance(isa: str, kv: str) -> float:
-    """VDPBF16PS takes the softmax weights as bf16, too."""
+    """VDPBF16PS takes the softmax weights as bf16, too; a weight of an int8 cache that lies between two of its 16383
+    steps may fall to either side, a few of a partition."""
+    if kv == "int8":
+        return 6 * 5 / 16383
     return 5e-3 if (isa, kv) == ("avx512bf16", "bf16") else 2e-5
 
 
@@ -84,7 +92,8 @@ def test_against_float64(case, positions, queries, heads, head_dim, window):
     found = attend(isa, kv, s, begin, positions, window=window)
     reference = expected(s, begin, positions, window=window, kv=kv)
     np.testing.assert_allclose(found, reference, rtol=tolerance(isa, kv), atol=tolerance(isa, kv))
-    np.testing.assert_allclose(found, expected(s, begin, positions, window=window), rtol=2e-2, atol=2e-2)
+    coarse = 2e-2 if kv in ("f32", "bf16") else 0.25
+    np.testing.assert_allclose(found, expected(s, begin, positions, window=window), rtol=coarse, atol=coarse)
 
 
 @pytest.mark.parametrize(("isa", "kv"), CASES)
@@ -167,7 +176,7 @@ def test_nan_that_is_seen_is_not_hidden(isa, kv):
     assert np.isfinite(attend(isa, kv, s, 20, 21)).all()
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", FORMATS)
 def test_large_scores_do_not_overflow(kv):
     for isa in ISAS:
         s = make(isa, kv, 150, 2, 16)
@@ -176,10 +185,10 @@ def test_large_scores_do_not_overflow(kv):
         np.testing.assert_allclose(found, reference, rtol=0, atol=max(1e-3, 4 * tolerance(isa, kv)))
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", FORMATS)
 def test_sets_without_native_bf16_agree(kv):
     """The order of operations is one code; only VDPBF16PS rounds in its own way."""
-    portable = [isa for isa in ISAS if isa != "avx512bf16" or kv == "f32"]
+    portable = [isa for isa in ISAS if isa != "avx512bf16" or kv != "bf16"]
     results = [attend(isa, kv, make(isa, kv, 90, 3, 48), 60, 90, window=50).tobytes() for isa in portable]
     assert len(set(results)) == 1
 

@@ -4,6 +4,8 @@ What is left is the rounding of activations (bf16: 2^-9 of each value; int8: ama
 KV cache, which a random model amplifies from layer to layer. Two kinds of bounds, as relative root mean square of the
 logits of a position:
   whole   the worst of 80 positions, everything as it runs: 3 % for bf16, 10 % for int8 activations
+  cache   the same with fp32 weights and a small cache: int8 rounds keys, values and queries by up to amax / 254 of a
+          head, where bf16 activations have 2^-9 of each value: 8 %; fp8 rounds keys and values by up to 2^-4: 25 %
   exact   a second reference rounds the input of every product as the kernels do, and the cache is fp32: then equal but
           for the order of fp32 sums (1e-5), save where that order tips a value over the edge between two integers.
           Sequences are short, so that one tipped value spoils few positions: at least half must be exact.
@@ -22,6 +24,7 @@ from tests.parity.models import Runner, Tiny, load, make_tiny, relative_error, r
 TOKENS = 80
 BF16_BOUND = 0.03
 ACTIVATION_BOUND = 0.1
+INT8_CACHE_BOUND, FP8_CACHE_BOUND = 0.08, 0.25
 EXACT = 1e-5
 EXACT_SHARE = 0.5
 NUM_SEQUENCES, SEQUENCE_TOKENS = 16, 4
@@ -112,6 +115,20 @@ def test_bf16(model_type, tmp_path):
     tokens = tiny.tokens(TOKENS)
     runner = load(tiny.directory, NumberFormat.BF16)
     assert relative_error(runner.feed(tokens), tiny.logits(tokens)) < BF16_BOUND
+    runner.executor.close()
+
+
+@pytest.mark.parametrize(("kv", "bound"), [(NumberFormat.INT8, INT8_CACHE_BOUND), (NumberFormat.FP8, FP8_CACHE_BOUND)])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_small_caches(model_type, kv, bound, tmp_path):
+    """The error is the format's: there, and bounded, whole or token by token."""
+    tiny = make_tiny(model_type, tmp_path / "model")
+    tokens = tiny.tokens(TOKENS)
+    runner = load(tiny.directory, ModelFormats.for_quantisation(NumberFormat.F32, kv=kv))
+    whole = runner.feed(tokens)
+    assert 1e-4 < relative_error(whole, tiny.logits(tokens)) < bound
+    runner.position = 0
+    assert np.concatenate([runner.feed(tokens[i : i + 1]) for i in range(TOKENS)]).tobytes() == whole.tobytes()
     runner.executor.close()
 
 

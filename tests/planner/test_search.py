@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.errors import ConfigError, DoesNotFitError
+from openautoglm.families.debug import debug_config
+from openautoglm.families.registry import describe
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.planner.search import make_plan
-from openautoglm.spec.formats import ActivationScale, ModelFormats, NumberFormat
+from openautoglm.spec.formats import KV_NUMBERS, ActivationScale, ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.units import GIB, MIB
 from tests.planner.models import ARCHITECTURES, GLM_9B, QWEN3_06B, SMALL, machine
@@ -35,6 +37,7 @@ def goals(draw):
         quant=quant,
         group=draw(st.sampled_from([None, 32, 64, 128])) if grouped else None,
         activations=draw(st.sampled_from(list(ActivationScale))),
+        kv=draw(st.sampled_from([None, None, *KV_NUMBERS])),
         num_threads=draw(st.none() | st.integers(1, 16)),
     )
 
@@ -116,11 +119,12 @@ def test_a_bigger_budget_never_gives_less(spec, goal, more):
     budget=st.integers(1 * GIB, 64 * GIB),
     concurrency=st.integers(1, 40),
     context=st.integers(1, 2048),
+    kv=st.sampled_from(KV_NUMBERS),
 )
-def test_the_reported_limits_are_exact(spec, quant, budget, concurrency, context):
+def test_the_reported_limits_are_exact(spec, quant, budget, concurrency, context, kv):
     pricer = Pricer(spec)
     choice = Choice(
-        formats=ModelFormats.for_quantisation(quant),
+        formats=ModelFormats.for_quantisation(quant, kv=kv),
         context_tokens=context,
         concurrency=concurrency,
         max_step_tokens=128,
@@ -223,6 +227,39 @@ def test_a_refusal_shows_components_budget_and_shortfall():
     assert any("--memory" in command for command in caught.value.suggestions)
 
 
+def test_an_int8_cache_is_suggested_where_it_fits():
+    """Budget between the two: context and concurrency can stay, and the command says what it takes."""
+    goal = Goal(quant=NumberFormat.INT4, context_tokens=16384, concurrency=8)
+    half = make_plan(GLM_9B, machine(), replace(goal, kv=NumberFormat.INT8, memory_bytes=64 * GIB), model="m")
+    budget = half.breakdown.total_bytes
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(GLM_9B, machine(), replace(goal, memory_bytes=budget), model="m")
+    command = f"openautoglm plan m --memory {budget}B --quant int4 --context 16384 --concurrency 8 --kv int8"
+    assert command in caught.value.suggestions
+    line = next(line for line in str(caught.value).splitlines() if line.strip().startswith(f"{command} "))
+    assert "int8 KV cache" in line
+    assert parse_command(command)[1].kv is NumberFormat.INT8
+    assert half.breakdown.kv_bytes == 8 * 1024 * 16 * 40 * 2 * 2 * (128 + 4)
+
+
+def test_plans_say_what_a_token_of_the_cache_takes():
+    automatic = make_plan(GLM_9B, machine(), Goal(), model="m")
+    assert "KV cache: bf16, 40.0 KiB per token; int8 would take 20.6 KiB, ask with --kv int8" in automatic.reasons
+    chosen = make_plan(GLM_9B, machine(), Goal(kv=NumberFormat.FP8), model="m")
+    assert "KV cache: fp8, 20.6 KiB per token, set by you; bf16 would take 40.0 KiB" in chosen.reasons
+    assert chosen.formats.kv is NumberFormat.FP8
+
+
+def test_latents_keep_their_cache():
+    spec = describe(debug_config("glm_moe_dsa"))
+    with pytest.raises(ConfigError, match="latents"):
+        make_plan(spec, machine(), Goal(kv=NumberFormat.INT8), model="m")
+    assert any(reason.startswith("KV cache: bf16") for reason in make_plan(spec, machine(), Goal(), model="m").reasons)
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(spec, machine(), Goal(memory_bytes=GIB // 8), model="m")
+    assert not any("--kv" in command for command in caught.value.suggestions)
+
+
 @pytest.mark.parametrize(
     ("goal", "word"),
     [
@@ -235,6 +272,8 @@ def test_a_refusal_shows_components_budget_and_shortfall():
         (Goal(quant=NumberFormat.INT4, group=48), "32, 64, 128"),
         (Goal(quant=NumberFormat.INT8, group=64), "int4"),
         (Goal(group=64), "auto"),
+        (Goal(quant=NumberFormat.FP8), "fp8 is a format of the KV cache, not of weights"),
+        (Goal(kv=NumberFormat.INT4), "no KV cache has the format int4"),
     ],
 )
 def test_goals_that_no_budget_could_meet(goal, word):

@@ -1,8 +1,10 @@
 """What a step must do at least: operations by kind and bytes read, from the architecture and the formats alone.
 
 The share of the roofline is T_min / T. A prefill is bound by arithmetic: T_min = matrix operations / peak of their
-format + attention operations / bf16 peak. Decoding is bound by either: T_min = max(bytes read / bandwidth, operations
-over their peaks). Bytes are each weight once, the head included, and every visible key and value.
+format + attention operations / peak of the KV cache's (int8, bf16, f32; fp8 is widened to f32). Decoding is bound by
+either: T_min = max(bytes read / bandwidth, operations over their peaks). Bytes are each weight once, the head included,
+and every visible key and value. What a kernel does beyond that (an int8 cache multiplies values by weights in two
+pieces) is not counted: the limit is the problem's.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openautoglm.bench.roofline import Roofline
+from openautoglm.memory.kv import head_token_bytes
 from openautoglm.memory.shapes import embedding_matrix, layer_matrices
 from openautoglm.memory.weights import weight_bytes
 from openautoglm.spec.arch import ArchSpec, AttentionSpec, LayerSpec
 from openautoglm.spec.formats import ModelFormats, NumberFormat, WeightFormat
 
-_ELEMENT_BYTES = {NumberFormat.BF16: 2, NumberFormat.F32: 4}
+_INTEGERS = (NumberFormat.INT8, NumberFormat.INT4, NumberFormat.NF4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +56,24 @@ def step_work(spec: ArchSpec, formats: ModelFormats, rows: Sequence[tuple[int, i
         parameters = sum(matrix.num_active_parameters for matrix in layer_matrices(layer, spec.hidden_size))
         operations[formats.layers.number] += repeats * 2 * num_tokens * parameters
         keys = sum(_visible_keys(layer, old, new) for old, new in rows)
-        # Scores and the weighted sum of values are products of head_dim each; both run in bf16 units.
+        # Scores and the weighted sum of values are products of head_dim each, in the units of the cache's format.
         operations[formats.kv] += repeats * 4 * keys * _query_width(layer)
         kept = sum(_kept_keys(layer, old + new) for old, new in rows)
-        kv_bytes += repeats * kept * _kv_elements(layer) * _ELEMENT_BYTES[formats.kv]
+        kv_bytes += repeats * kept * _kv_bytes(layer, formats.kv)
     operations[formats.head.number] += 2 * num_sampled * embedding_matrix(spec).num_parameters
     weights = weight_bytes(spec, formats)
-    quantised = sum(operations[number] for number in NumberFormat if is_integer(WeightFormat(number=number)))
     return Work(
-        int8_operations=quantised,
+        int8_operations=sum(operations[number] for number in _INTEGERS),
         bf16_operations=operations[NumberFormat.BF16],
-        f32_operations=operations[NumberFormat.F32],
+        # an fp8 cache is widened to fp32
+        f32_operations=operations[NumberFormat.F32] + operations[NumberFormat.FP8],
         bytes_read=weights.layers + weights.norms + (weights.head if num_sampled else 0) + kv_bytes,
     )
 
 
 def is_integer(weight_format: WeightFormat) -> bool:
     """Return whether matrices of this format are multiplied in int8 units."""
-    return weight_format.number in (NumberFormat.INT8, NumberFormat.INT4, NumberFormat.NF4)
+    return weight_format.number in _INTEGERS
 
 
 def _attention(layer: LayerSpec) -> AttentionSpec:
@@ -83,9 +86,9 @@ def _query_width(layer: LayerSpec) -> int:
     return attention.num_heads * attention.head_dim
 
 
-def _kv_elements(layer: LayerSpec) -> int:
+def _kv_bytes(layer: LayerSpec, kv_format: NumberFormat) -> int:
     attention = _attention(layer)
-    return 2 * attention.num_kv_heads * attention.head_dim
+    return attention.num_kv_heads * head_token_bytes(kv_format, attention.head_dim)
 
 
 def _kept_keys(layer: LayerSpec, length: int) -> int:

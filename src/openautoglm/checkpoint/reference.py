@@ -8,7 +8,7 @@ from pathlib import Path
 
 from openautoglm.checkpoint.files import quoted
 from openautoglm.errors import HubError
-from openautoglm.spec.formats import NumberFormat
+from openautoglm.spec.formats import WEIGHT_NUMBERS, NumberFormat
 
 DEMO_NAME = "demo"
 DEFAULT_REVISION = "main"
@@ -16,7 +16,7 @@ AUTO_QUANT = "auto"
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}"
-_QUANT = "|".join((AUTO_QUANT, *NumberFormat))
+_QUANT = "|".join((AUTO_QUANT, *WEIGHT_NUMBERS))
 # The one pattern of hub references; what it admits is checked again for parts that mean more than a name.
 _HUB_REFERENCE = re.compile(
     rf"(?P<repository>{_NAME}/{_NAME})(?::(?P<quant>{_QUANT}))?(?:@(?P<revision>{_REVISION}))?", re.ASCII
@@ -94,5 +94,5 @@ def _exists(path: Path) -> bool:
 def _bad(text: str) -> HubError:
     return HubError(
         f"{quoted(text)} is no model: nothing here has that name, and it is neither {DEMO_NAME} nor a name on the hub, "
-        f"org/name[:quant][@revision] (quant: {', '.join((AUTO_QUANT, *NumberFormat))}); check the spelling"
+        f"org/name[:quant][@revision] (quant: {', '.join((AUTO_QUANT, *WEIGHT_NUMBERS))}); check the spelling"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import click
 
+from openautoglm.settings import KV_NAMES
 from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.units import parse_bytes
@@ -25,6 +26,12 @@ _OPTIONS = (
         default=ActivationScale.GROUP.value,
         show_default=True,
         help="Granularity of activation scales: per token and 128 features, or per token.",
+    ),
+    click.option(
+        "--kv",
+        type=click.Choice(KV_NAMES),
+        default=None,
+        help="KV cache format (default auto: bf16). int8 and fp8 take half the bytes per token.",
     ),
     click.option(
         "--attention",
@@ -49,6 +56,7 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
         quant: str | None,
         group: str | None,
         activations: str,
+        kv: str | None,
         attention: str,
         threads: int | None,
         **kwargs: object,
@@ -60,6 +68,7 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
             quant=None if quant in (None, "auto") else NumberFormat(quant),
             group=None if group is None else int(group),
             activations=ActivationScale(activations),
+            kv=None if kv in (None, "auto") else NumberFormat(kv),
             attention=AttentionArithmetic(attention),
             num_threads=threads,
         )

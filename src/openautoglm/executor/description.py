@@ -24,6 +24,7 @@ FORMAT_NUMBERS = {
     NumberFormat.INT4: 3,
     NumberFormat.NF4: 4,
 }
+KV_FORMAT_NUMBERS = {NumberFormat.F32: 0, NumberFormat.BF16: 1, NumberFormat.INT8: 2, NumberFormat.FP8: 3}
 
 
 def matrix_format(role: MatrixRole, spec: ArchSpec, formats: ModelFormats) -> WeightFormat:
@@ -59,7 +60,7 @@ def describe_decoder(
     config.final_norm = _norm(spec.final_norm, vectors[VectorRole.FINAL_NORM, None])
     config.portable_attention = formats.attention is AttentionArithmetic.PORTABLE
     config.quantise_per_token = formats.activations is ActivationScale.TOKEN
-    config.kv_format = FORMAT_NUMBERS[formats.kv]
+    config.kv_format = KV_FORMAT_NUMBERS[formats.kv]
     config.rotary = [_rotary(table) for table in tables]
     config.layers = [_layer(index, layer, tables, matrices, vectors) for index, layer in enumerate(spec.layers)]
     return config

@@ -1,5 +1,9 @@
 """Bytes of what layers keep between steps: pure formulas of a description and the KV format.
 
+Per token, kv head and layer, with d = head_dim (src/native/layout.h; a test holds the sums equal):
+
+    f32   2*d*4        bf16   2*d*2        int8, fp8   2*round_up(d, 4) + 2*4: a scale for the key, one for the value
+
 Every position is kept, in sliding layers too: executors free no block behind a window yet, and a plan prices what is
 kept. Shared indexer layers keep nothing. Recurrent layers keep a state per sequence, not per token.
 """
@@ -8,25 +12,46 @@ from __future__ import annotations
 
 from openautoglm.errors import ConfigError
 from openautoglm.spec.arch import ArchSpec, AttentionSpec, IndexerSpec, LatentAttentionSpec, LayerSpec, RecurrentSpec
-from openautoglm.spec.formats import NumberFormat
+from openautoglm.spec.formats import KV_NUMBERS, NumberFormat
 from openautoglm.spec.plan import BLOCK_TOKENS
+from openautoglm.units import round_up
 
 _ELEMENT_BYTES = {NumberFormat.F32: 4, NumberFormat.BF16: 2}
+_SCALED_FORMATS = (NumberFormat.INT8, NumberFormat.FP8)  # bytes, and an fp32 scale for each key and value
 _STATE_BYTES = 4  # recurrent states are fp32
+
+
+def can_have_kv_format(spec: ArchSpec, kv_format: NumberFormat) -> bool:
+    """Return whether this model's cache can have a format: latents have no scaled form."""
+    latent = any(isinstance(layer.mixer, LatentAttentionSpec) for layer in spec.layers)
+    return kv_format in KV_NUMBERS and not (latent and kv_format in _SCALED_FORMATS)
+
+
+def check_kv_format(spec: ArchSpec, kv_format: NumberFormat) -> None:
+    """Raise `ConfigError` for a format that no cache has, or that this model's cache cannot have."""
+    if kv_format not in KV_NUMBERS:
+        raise ConfigError(f"no KV cache has the format {kv_format}: choose {' or '.join(KV_NUMBERS)}")
+    if not can_have_kv_format(spec, kv_format):
+        raise ConfigError(
+            f"this model caches latents, which have no {kv_format} form: choose kv {' or '.join(_ELEMENT_BYTES)}"
+        )
 
 
 def kv_bytes_per_token(spec: ArchSpec, kv_format: NumberFormat) -> int:
     """Return the bytes of keys and values (or latents) of one token over all layers, without indexer keys.
 
-    Raises `ConfigError` for a format that no cache has.
+    Raises `ConfigError` for a format that no cache has, or not this model's.
     """
-    return _element_bytes(kv_format) * sum(_token_elements(layer) for layer in spec.layers)
+    check_kv_format(spec, kv_format)
+    return sum(_token_bytes(layer, kv_format) for layer in spec.layers)
 
 
 def indexer_bytes_per_token(spec: ArchSpec, kv_format: NumberFormat) -> int:
     """Return the bytes of sparse-attention indexer keys of one token over all layers; 0 for most models."""
+    check_kv_format(spec, kv_format)
     indexers = (layer.mixer.indexer for layer in spec.layers if isinstance(layer.mixer, LatentAttentionSpec))
-    return _element_bytes(kv_format) * sum(_indexer_elements(indexer) for indexer in indexers if indexer is not None)
+    elements = sum(_indexer_elements(indexer) for indexer in indexers if indexer is not None)
+    return elements and elements * _ELEMENT_BYTES[kv_format]
 
 
 def kv_block_bytes(spec: ArchSpec, kv_format: NumberFormat) -> int:
@@ -41,18 +66,19 @@ def recurrent_state_bytes(spec: ArchSpec) -> int:
     )
 
 
-def _element_bytes(kv_format: NumberFormat) -> int:
-    if kv_format not in _ELEMENT_BYTES:
-        raise ConfigError(f"no KV cache has the format {kv_format}: choose {' or '.join(_ELEMENT_BYTES)}")
-    return _ELEMENT_BYTES[kv_format]
+def head_token_bytes(kv_format: NumberFormat, head_dim: int) -> int:
+    """Return the bytes of one token's key and value of one kv head, scales included."""
+    if kv_format in _SCALED_FORMATS:
+        return 2 * round_up(head_dim, 4) + 2 * 4
+    return 2 * head_dim * _ELEMENT_BYTES[kv_format]
 
 
-def _token_elements(layer: LayerSpec) -> int:
+def _token_bytes(layer: LayerSpec, kv_format: NumberFormat) -> int:
     match layer.mixer:
         case AttentionSpec() as attention:
-            return 2 * attention.num_kv_heads * attention.head_dim
+            return attention.num_kv_heads * head_token_bytes(kv_format, attention.head_dim)
         case LatentAttentionSpec() as latent:
-            return latent.kv_rank + latent.rope_head_dim
+            return (latent.kv_rank + latent.rope_head_dim) * _ELEMENT_BYTES[kv_format]
         case RecurrentSpec():
             return 0
 

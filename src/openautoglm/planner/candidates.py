@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from openautoglm.errors import ConfigError
+from openautoglm.memory.kv import check_kv_format
 from openautoglm.planner.price import Choice
 from openautoglm.spec.arch import ArchSpec
-from openautoglm.spec.formats import WEIGHT_GROUPS, ModelFormats, NumberFormat
+from openautoglm.spec.formats import WEIGHT_GROUPS, ModelFormats, NumberFormat, WeightFormat
 from openautoglm.spec.goal import Goal
 
 DEFAULT_CONTEXT_TOKENS = 8192
@@ -40,6 +41,10 @@ def check_goal(spec: ArchSpec, goal: Goal) -> None:
             f"a context of {goal.context_tokens:,} tokens is beyond the {spec.max_positions:,} positions that this "
             f"model was made for: ask for {spec.max_positions:,} or less"
         )
+    if goal.quant is not None:
+        WeightFormat(number=goal.quant)  # refuses what is no format of weights
+    if goal.kv is not None:
+        check_kv_format(spec, goal.kv)
     if goal.group is not None and goal.group not in WEIGHT_GROUPS:
         raise ConfigError(f"a weight group of {goal.group} is not one of {', '.join(map(str, WEIGHT_GROUPS))}")
     if goal.group is not None and goal.quant not in GROUPED_FORMATS:
@@ -51,7 +56,9 @@ def formats(goal: Goal) -> tuple[ModelFormats, ...]:
     """Return the formats to try, best first."""
     quants = AUTOMATIC_FORMATS if goal.quant is None else (goal.quant,)
     return tuple(
-        ModelFormats.for_quantisation(quant, group=goal.group, activations=goal.activations, attention=goal.attention)
+        ModelFormats.for_quantisation(
+            quant, group=goal.group, activations=goal.activations, attention=goal.attention, kv=goal.kv
+        )
         for quant in quants
     )
 

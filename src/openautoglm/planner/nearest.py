@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from openautoglm.memory.kv import can_have_kv_format
 from openautoglm.planner import candidates
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
@@ -94,6 +95,8 @@ def _within_budget(search: _Search) -> Iterator[tuple[Goal, str]]:
         if near is not None:
             yield near, note
     others = [(replace(requested, quant=number, group=group), note) for note, number, group in _FALLBACKS]
+    if can_have_kv_format(search.pricer.spec, NumberFormat.INT8):
+        others.insert(0, (replace(requested, kv=NumberFormat.INT8), "int8 KV cache"))
     smaller = [(other, note) for other, note in others if search.needed_bytes(other) < search.needed_bytes(requested)]
     for other, note in smaller:
         if search.fits(other):
@@ -161,6 +164,8 @@ def _command(model: str, goal: Goal) -> str:
     words += ["--context", str(goal.context_tokens), "--concurrency", str(goal.concurrency)]
     if goal.activations is not ActivationScale.GROUP:
         words += ["--activations", str(goal.activations)]
+    if goal.kv is not None:
+        words += ["--kv", str(goal.kv)]
     if goal.attention is not AttentionArithmetic.FASTEST:
         words += ["--attention", str(goal.attention)]
     if goal.num_threads is not None:

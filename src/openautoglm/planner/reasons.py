@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from openautoglm.memory.kv import can_have_kv_format
 from openautoglm.planner import candidates
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.machine import MachineSpec
-from openautoglm.spec.plan import Plan
+from openautoglm.spec.plan import BLOCK_TOKENS, Plan
 from openautoglm.units import format_bytes
 
 
@@ -19,6 +20,7 @@ def explain(pricer: Pricer, machine: MachineSpec, goal: Goal, plan: Plan) -> tup
     return (
         *_budget(machine, goal, plan),
         *_format(pricer, goal, plan),
+        *_kv(pricer, goal, plan),
         *_context(pricer, goal, plan),
         *_concurrency(goal, plan),
         *_step(goal, plan),
@@ -49,7 +51,7 @@ def _format(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
     if goal.quant is not None:
         yield f"weights: {layers}, set by you"
     elif layers.number is candidates.AUTOMATIC_FORMATS[0]:
-        bf16 = ModelFormats.for_quantisation(NumberFormat.BF16, activations=goal.activations)
+        bf16 = ModelFormats.for_quantisation(NumberFormat.BF16, activations=goal.activations, kv=goal.kv)
         needed = pricer.total_bytes(replace(_choice(plan), formats=bf16))
         yield (
             f"weights: {layers}, the first of int8 and int4 that fits; bf16 would read twice the bytes per token "
@@ -65,6 +67,19 @@ def _format(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
         yield "activations: one scale per token, set by you; outlier channels then cost precision"
     if plan.formats.attention is AttentionArithmetic.PORTABLE:
         yield "attention: portable, set by you; quantised weights then give equal bytes on every instruction set"
+
+
+def _kv(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
+    def per_token(formats: ModelFormats) -> str:
+        return format_bytes(pricer.block_bytes(formats) // BLOCK_TOKENS)
+
+    cost = f"KV cache: {plan.formats.kv}, {per_token(plan.formats)} per token"
+    other = NumberFormat.BF16 if plan.formats.kv in (NumberFormat.INT8, NumberFormat.FP8) else NumberFormat.INT8
+    if not can_have_kv_format(pricer.spec, other):
+        yield cost + (", set by you" if goal.kv is not None else "")
+        return
+    difference = f"{other} would take {per_token(replace(plan.formats, kv=other))}"
+    yield f"{cost}, set by you; {difference}" if goal.kv is not None else f"{cost}; {difference}, ask with --kv {other}"
 
 
 def _context(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from openautoglm.errors import ConfigError
 from openautoglm.units import round_up
 
 # Any change of packed bytes (order in a tile, rounding of scales, choice of clips) counts it up: cached files of packed
@@ -32,6 +33,11 @@ class NumberFormat(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
     NF4 = "nf4"
+    FP8 = "fp8"  # e4m3, KV caches only
+
+
+WEIGHT_NUMBERS = tuple(number for number in NumberFormat if number is not NumberFormat.FP8)
+KV_NUMBERS = (NumberFormat.BF16, NumberFormat.F32, NumberFormat.INT8, NumberFormat.FP8)
 
 
 class ActivationScale(StrEnum):
@@ -47,6 +53,14 @@ class WeightFormat:
 
     number: NumberFormat
     group: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no format of weights with `ConfigError`."""
+        if self.number not in WEIGHT_NUMBERS:
+            raise ConfigError(
+                f"{self.number} is a format of the KV cache, not of weights: choose {', '.join(WEIGHT_NUMBERS)} for "
+                f"weights, or kv {self.number}"
+            )
 
     def __str__(self) -> str:
         """Return the short name, such as "int4-g64"."""
@@ -70,6 +84,8 @@ class WeightFormat:
                 groups = ACTIVATION_GROUP // self.group
                 inline_bytes = (96 if self.number is NumberFormat.INT4 else 64) * groups
                 return padded // ACTIVATION_GROUP * round_up(2048 + inline_bytes, 64)
+            case NumberFormat.FP8:
+                raise AssertionError("refused when the format was made")
 
 
 class AttentionArithmetic(StrEnum):
@@ -105,12 +121,16 @@ class ModelFormats:
         group: int | None = None,
         activations: ActivationScale = ActivationScale.GROUP,
         attention: AttentionArithmetic = AttentionArithmetic.FASTEST,
+        kv: NumberFormat | None = None,
     ) -> ModelFormats:
-        """Return the stated defaults: quantised models keep head and embeddings in int8, f32 keeps an f32 KV cache."""
+        """Return the stated defaults: quantised models keep head and embeddings in int8; the KV cache is bf16, with f32
+        weights f32. Raises `ConfigError` for numbers that are no format of weights.
+        """
         if quant in (NumberFormat.INT4, NumberFormat.NF4):
             layers = WeightFormat(number=quant, group=group or DEFAULT_WEIGHT_GROUP)
         else:
             layers = WeightFormat(number=quant)
         edges = layers if quant in (NumberFormat.F32, NumberFormat.BF16) else WeightFormat(number=NumberFormat.INT8)
-        kv = NumberFormat.F32 if quant is NumberFormat.F32 else NumberFormat.BF16
+        if kv is None:
+            kv = NumberFormat.F32 if quant is NumberFormat.F32 else NumberFormat.BF16
         return cls(layers=layers, head=edges, embedding=edges, kv=kv, activations=activations, attention=attention)

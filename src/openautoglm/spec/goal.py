@@ -12,7 +12,8 @@ class Goal:
     """Wishes for a plan. What is set is never changed in silence; what is None is chosen and explained.
 
     `memory_bytes` is the budget of the whole process tree. `context_tokens` is per sequence, `concurrency` the number
-    of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step.
+    of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step. `kv` is the format
+    of the KV cache: None is bf16, or f32 with f32 weights.
     """
 
     memory_bytes: int | None = None
@@ -22,5 +23,6 @@ class Goal:
     group: int | None = None
     activations: ActivationScale = ActivationScale.GROUP
     attention: AttentionArithmetic = AttentionArithmetic.FASTEST
+    kv: NumberFormat | None = None
     chunk_tokens: int | None = None
     num_threads: int | None = None

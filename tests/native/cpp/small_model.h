@@ -35,6 +35,7 @@ struct Form {
   int group;
   bool sandwich;
   int64_t window;
+  oag::KvFormat kv = oag::KvFormat::kBf16;
 };
 
 struct Model {
@@ -53,7 +54,7 @@ inline oag::DecoderConfig describe(const ModelSize& size, const Form& form, Nois
   config.max_step_rows = 8;
   config.embedding = config.head = 0;
   config.final_norm = norm;
-  config.kv_format = form.layers == oag::WeightFormat::kF32 ? oag::KvFormat::kF32 : oag::KvFormat::kBf16;
+  config.kv_format = form.kv;
   config.rotary = {{noise.values(8, 1.0f), 1.0f}};
   for (int index = 0; index < size.layers; ++index) {
     oag::LayerConfig layer;

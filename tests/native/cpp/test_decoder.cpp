@@ -43,10 +43,13 @@ std::vector<Outcome> run_all(Decoder& decoder) {
   return outcomes;
 }
 
-constexpr Form kForms[] = {{WeightFormat::kF32, WeightFormat::kF32, 0, true, 0},
+constexpr Form kForms[] = {{WeightFormat::kF32, WeightFormat::kF32, 0, true, 0, KvFormat::kF32},
                            {WeightFormat::kBf16, WeightFormat::kBf16, 0, false, 300},
                            {WeightFormat::kInt8, WeightFormat::kInt8, 0, true, 0},
-                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 0}};
+                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 0},
+                           {WeightFormat::kInt8, WeightFormat::kInt8, 0, true, 0, KvFormat::kInt8},
+                           {WeightFormat::kInt4, WeightFormat::kInt8, 64, false, 300, KvFormat::kInt8},
+                           {WeightFormat::kInt8, WeightFormat::kInt8, 0, false, 0, KvFormat::kFp8}};
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "guarded.h"
 #include "kernels.h"
+#include "kv_pool.h"
 #include "layout.h"
 #include "panels.h"
 
@@ -95,7 +96,7 @@ Paged make_cache(const Kernels& kernels, KvFormat format, int head_dim, int64_t 
   Paged paged;
   Numbers numbers(3);
   std::vector<float> key(count(head_dim)), value(count(head_dim));
-  const size_t bytes = size_t{2} * kBlockTokens * count(head_dim) * (format == KvFormat::kF32 ? 4 : 2);
+  const size_t bytes = kv_head_bytes(format, head_dim);
   for (int64_t p = 0; p < positions; ++p) {
     if (p % kBlockTokens == 0) {
       paged.blocks.push_back(
@@ -111,7 +112,8 @@ Paged make_cache(const Kernels& kernels, KvFormat format, int head_dim, int64_t 
   return paged;
 }
 
-void check_attention(const Kernels& kernels, KvFormat format, int heads, int head_dim, int64_t window) {
+// Returns the outputs of nine queries.
+std::vector<float> check_attention(const Kernels& kernels, KvFormat format, int heads, int head_dim, int64_t window) {
   constexpr int64_t kPositions = 150;
   constexpr int kQueries = 9;
   const Paged paged = make_cache(kernels, format, head_dim, kPositions);
@@ -133,9 +135,10 @@ void check_attention(const Kernels& kernels, KvFormat format, int heads, int hea
                      static_cast<int64_t>(width),
                      scratch.bytes()};
   kernels.attention(call);
-  for (size_t i = 0; i < width * kQueries; ++i) CHECK(out.as<float>()[i] == out.as<float>()[i]);
+  const std::vector<float> all(out.as<float>(), out.as<float>() + width * kQueries);
+  for (const float value : all) CHECK(value == value);
 
-  const std::vector<float> last(out.as<float>() + width * (kQueries - 1), out.as<float>() + width * kQueries);
+  const std::vector<float> last(all.end() - static_cast<int64_t>(width), all.end());
   Guarded single(width * 4), partials(size_t{2} * count(heads) * (count(head_dim) + 2) * 4);
   call.query = query.as<float>() + width * (kQueries - 1);
   call.num_queries = 1;
@@ -147,6 +150,7 @@ void check_attention(const Kernels& kernels, KvFormat format, int heads, int hea
   kernels.attention_partials(call, 0, 2, partials.as<float>());
   kernels.attention_merge(partials.as<float>(), 0, 2, heads, head_dim, single.as<float>());
   CHECK(std::memcmp(single.bytes(), last.data(), width * 4) == 0);
+  return all;
 }
 
 }  // namespace
@@ -228,11 +232,14 @@ TEST(rows_stay_inside_their_memory) {
 }
 
 TEST(attention_stays_inside_its_blocks) {
-  for (const Kernels* kernels : all_kernels()) {
-    for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
-      for (const auto& [heads, head_dim] : {std::array<int, 2>{1, 2}, {3, 22}, {7, 64}, {16, 80}}) {
-        for (const int64_t window : {int64_t{0}, int64_t{1}, int64_t{30}, int64_t{140}}) {
-          check_attention(*kernels, format, heads, head_dim, window);
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8, KvFormat::kFp8}) {
+    for (const auto& [heads, head_dim] : {std::array<int, 2>{1, 2}, {2, 128}, {3, 22}, {7, 64}, {13, 30}, {16, 80}}) {
+      for (const int64_t window : {int64_t{0}, int64_t{1}, int64_t{30}, int64_t{140}}) {
+        std::vector<float> expected;
+        for (const Kernels* kernels : all_kernels()) {
+          const std::vector<float> found = check_attention(*kernels, format, heads, head_dim, window);
+          if (expected.empty()) expected = found;
+          if (format != KvFormat::kBf16) CHECK(same_bytes(found, expected));
         }
       }
     }

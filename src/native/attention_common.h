@@ -1,0 +1,142 @@
+// What attention over every KV format shares: spans of keys, panels of rows, softmax, and merging partitions.
+#pragma once
+
+#include "layout.h"
+#include "panels.h"
+#include "product.h"
+
+namespace oag {
+namespace {
+
+constexpr int kPartitionBlocks = kPartitionTokens / kBlockTokens;
+constexpr int kSharedRows = 48;  // rows that walk the keys together, so that these are read from memory once
+constexpr float kMinusInfinity = -__builtin_inff();
+
+struct Span {
+  int64_t begin, end;  // keys [begin, end)
+  bool empty() const { return begin >= end; }
+};
+
+inline Span visible_keys(const AttentionCall& call, int64_t query) {
+  const int64_t end = call.first_position + query + 1;
+  return {call.window > 0 ? at_least(end - call.window, 0) : 0, end};
+}
+
+inline Span intersect(const Span& a, const Span& b) { return {at_least(a.begin, b.begin), at_most(a.end, b.end)}; }
+
+struct AttentionScratch {
+  int64_t padded_dim;  // head_dim rounded up to 16
+  float* query;        // panels of kSharedRows rows, packed [word][row]; for int8, then scales and offsets [row]
+  float* scores;       // [kFloatRows][128]
+  float* weights;      // [kFloatRows][128 floats, or bf16 pairs, or bytes in two pieces]
+  float* partial;      // [kFloatRows][padded_dim]
+  float* out;          // [kSharedRows][padded_dim]
+  float* max;          // [kSharedRows]
+  float* sum;          // [kSharedRows]
+
+  AttentionScratch(void* memory, int head_dim) : padded_dim(round_up(head_dim, 16)) {
+    Arena arena(memory);
+    query = arena.take<float>(kSharedRows * padded_dim);
+    scores = arena.take<float>(kFloatRows * kPartitionTokens);
+    weights = arena.take<float>(kFloatRows * kPartitionTokens);
+    partial = arena.take<float>(kFloatRows * padded_dim);
+    out = arena.take<float>(kSharedRows * padded_dim);
+    max = arena.take<float>(kSharedRows);
+    sum = arena.take<float>(kSharedRows);
+  }
+};
+
+inline size_t attention_scratch_bytes(int head_dim, int) {
+  const size_t padded = static_cast<size_t>(round_up(head_dim, 16));
+  return sizeof(float) *
+             ((2 * kSharedRows + kFloatRows) * padded + 2 * kFloatRows * kPartitionTokens + 2 * kSharedRows) +
+         512;
+}
+
+// A panel of rows [first, first + height) of the call (row = query * group_heads + head) within one partition.
+struct RowPanel {
+  int height;
+  const float* query;     // packed
+  Span keys[kFloatRows];  // visible keys of each row in this partition; may be empty
+  Span all;               // their union, contiguous
+  int64_t end_block;      // of the call: blocks from here on are not there
+  float max[kFloatRows], sum[kFloatRows];
+};
+
+// Keys of a partition, counted from its first one.
+struct Window {
+  int begin, end;
+};
+
+inline Window in_partition(const Span& keys, const Span& all) {
+  const int64_t origin = all.begin / kPartitionTokens * kPartitionTokens;
+  return {static_cast<int>(keys.begin - origin), static_cast<int>(keys.end - origin)};
+}
+
+inline const float* query_of(const AttentionCall& call, int64_t row) {
+  return call.query + row / call.group_heads * call.query_stride + row % call.group_heads * call.head_dim;
+}
+
+// Turn one row's scores into exp(score * scale - max) with exact zeros at masked keys; returns max and sum.
+template <bool kRoundBf16>
+inline void softmax_row(float* scores, const Span& keys, const Span& all, float scale, float& max, float& sum) {
+  const auto [begin, end] = in_partition(keys, all);
+  const int first = begin / 16 * 16;
+  Vec highest = vset(kMinusInfinity);
+  for (int i = first; i < end; i += 16) {
+    const Vec s = vkeep(vmul(vload(scores + i), vset(scale)), begin - i, end - i, kMinusInfinity);
+    vstore(scores + i, s);
+    highest = vmax(s, highest);
+  }
+  max = vhighest(highest);
+  Vec total = vset(0.0f);
+  for (int i = first; i < end; i += 16) {
+    Vec e = vexp(vsub(vload(scores + i), vset(max)));
+    if constexpr (kRoundBf16) e = vround_bf16(e);
+    e = vkeep(e, begin - i, end - i, 0.0f);
+    vstore(scores + i, e);
+    total = vadd(total, e);
+  }
+  sum = vsum(total);
+}
+
+// Join a partition's state to the state of the partitions before it; {-inf, 0} is the empty state.
+inline void merge_state(float& max, float& sum, float* out, float other_max, float other_sum, const float* other,
+                        int64_t n) {
+  if (other_sum == 0.0f && other_max == kMinusInfinity) return;
+  const bool first = sum == 0.0f && max == kMinusInfinity;
+  const float highest = first || other_max > max ? other_max : max;
+  float factors[2][16];
+  vstore(factors[0], vexp(vset(max - highest)));
+  vstore(factors[1], vexp(vset(other_max - highest)));
+  const Vec keep = vset(first ? 0.0f : factors[0][0]), take = vset(first ? 1.0f : factors[1][0]);
+  for_each_run(n, [&](int64_t i, int lanes) {
+    const Vec taken = vmul(vload_run(other + i, lanes), take);
+    vstore_run(out + i, first ? taken : vfma(vload_run(out + i, lanes), keep, taken), lanes);
+  });
+  sum = first ? other_sum : __builtin_fmaf(sum, factors[0][0], other_sum * factors[1][0]);
+  max = highest;
+}
+
+inline void finish_row(const float* state, float sum, int64_t n, float* out) {
+  const Vec factor = vset(1.0f / sum);
+  for_each_run(n, [&](int64_t i, int lanes) { vstore_run(out + i, vmul(vload_run(state + i, lanes), factor), lanes); });
+}
+
+// Fill a panel's spans for a partition; false if no row sees it.
+inline bool enter_partition(const AttentionCall& call, int64_t first, int64_t partition, RowPanel& panel) {
+  const Span whole{partition * kPartitionTokens, (partition + 1) * kPartitionTokens};
+  panel.all = {whole.end, whole.begin};
+  for (int r = 0; r < panel.height; ++r) {
+    panel.keys[r] = intersect(visible_keys(call, (first + r) / call.group_heads), whole);
+    panel.max[r] = kMinusInfinity;
+    panel.sum[r] = 0.0f;
+    if (panel.keys[r].empty()) continue;
+    panel.all = {at_most(panel.all.begin, panel.keys[r].begin), at_least(panel.all.end, panel.keys[r].end)};
+  }
+  panel.end_block = (call.first_position + call.num_queries + kBlockTokens - 1) / kBlockTokens;
+  return !panel.all.empty();
+}
+
+}  // namespace
+}  // namespace oag
