@@ -10,7 +10,8 @@
 namespace oag {
 namespace {
 
-// Call done(row, max, sum, partial) for each row of [first, first + panels.rows) and each partition of the range.
+// Call done(partition, first row, number of rows, states) for each panel of rows [first, first + panels.rows) and each
+// partition of the range.
 template <class Rows, class Done>
 inline void for_each_partial(const AttentionCall& call, int64_t first, const Panels& panels, int64_t begin, int64_t end,
                              const AttentionScratch& s, Done done) {
@@ -23,9 +24,7 @@ inline void for_each_partial(const AttentionCall& call, int64_t first, const Pan
       panel.height = panels.height(p);
       panel.query = s.query + panels.begin(p) * s.padded_dim;
       if (enter_partition(call, first + panels.begin(p), partition, panel)) Rows::attend(call, panel, s);
-      for (int r = 0; r < panel.height; ++r) {
-        done(partition, panels.begin(p) + r, panel.max[r], panel.sum[r], s.partial + r * s.padded_dim);
-      }
+      done(partition, panels.begin(p), panel.height, RowStates{panel.max, panel.sum, s.partial, s.padded_dim});
     }
   }
 }
@@ -44,8 +43,9 @@ inline void attention_rows(const AttentionCall& call) {
                     visible_keys(call, (first + panels.rows - 1) / call.group_heads).end};
     for_each_partial<Rows>(
         call, first, panels, keys.begin / kPartitionTokens, (keys.end + kPartitionTokens - 1) / kPartitionTokens, s,
-        [&](int64_t, int64_t r, float max, float sum, const float* partial) {
-          merge_state(s.max[r], s.sum[r], s.out + r * s.padded_dim, max, sum, partial, call.head_dim);
+        [&](int64_t, int64_t row, int height, const RowStates& states) {
+          merge_states({s.max + row, s.sum + row, s.out + row * s.padded_dim, s.padded_dim}, states, height,
+                       call.head_dim);
         });
     for (int64_t r = 0; r < panels.rows; ++r) {
       const int64_t row = first + r;
@@ -81,11 +81,14 @@ inline void partial_rows(const AttentionCall& call, int64_t begin, int64_t end, 
   for (int64_t first = 0; first < call.group_heads; first += kSharedRows) {
     const Panels panels(at_most(kSharedRows, call.group_heads - first), kFloatRows);
     for_each_partial<Rows>(call, first, panels, begin, end, s,
-                           [&](int64_t partition, int64_t r, float max, float sum, const float* partial) {
-                             float* to = partials + ((partition - begin) * call.group_heads + first + r) * state;
-                             to[0] = max;
-                             to[1] = sum;
-                             std::memcpy(to + 2, partial, static_cast<size_t>(call.head_dim) * sizeof(float));
+                           [&](int64_t partition, int64_t row, int height, const RowStates& states) {
+                             for (int r = 0; r < height; ++r) {
+                               float* to = partials + ((partition - begin) * call.group_heads + first + row + r) * state;
+                               to[0] = states.max[r];
+                               to[1] = states.sum[r];
+                               std::memcpy(to + 2, states.out + r * states.stride,
+                                           static_cast<size_t>(call.head_dim) * sizeof(float));
+                             }
                            });
   }
 }
@@ -99,12 +102,13 @@ inline void attention_merge(const float* partials, int64_t begin, int64_t end, i
   const int64_t state = head_dim + 2;
   for (int h = 0; h < group_heads; ++h) {
     float* to = out + int64_t{h} * head_dim;
-    float max = kMinusInfinity, sum = 0.0f;
+    float max[kSharedRows] = {kMinusInfinity}, sum[kSharedRows] = {};
     for (int64_t p = 0; p < end - begin; ++p) {
       const float* from = partials + (p * group_heads + h) * state;
-      merge_state(max, sum, to, from[0], from[1], from + 2, head_dim);
+      float other_max[kSharedRows] = {from[0]}, other_sum[kSharedRows] = {from[1]};
+      merge_states({max, sum, to, 0}, {other_max, other_sum, const_cast<float*>(from) + 2, 0}, 1, head_dim);
     }
-    finish_row(to, sum, head_dim, to);
+    finish_row(to, sum[0], head_dim, to);
   }
 }
 

@@ -77,8 +77,13 @@ inline const float* query_of(const AttentionCall& call, int64_t row) {
   return call.query + row / call.group_heads * call.query_stride + row % call.group_heads * call.head_dim;
 }
 
-// Turn one row's scores into exp(score * scale - max) with exact zeros at masked keys; returns max and sum.
-template <bool kRoundBf16>
+struct Unrounded {
+  static Vec round(const Vec& v) { return v; }
+};
+
+// Turn one row's scores into exp(score * scale - max) with exact zeros at masked keys, rounded as the value
+// product takes it; returns max and sum.
+template <class Rounding>
 inline void softmax_row(float* scores, const Span& keys, const Span& all, float scale, float& max, float& sum) {
   const auto [begin, end] = in_partition(keys, all);
   const int first = begin / 16 * 16;
@@ -91,31 +96,53 @@ inline void softmax_row(float* scores, const Span& keys, const Span& all, float 
   max = vhighest(highest);
   Vec total = vset(0.0f);
   for (int i = first; i < end; i += 16) {
-    Vec e = vexp(vsub(vload(scores + i), vset(max)));
-    if constexpr (kRoundBf16) e = vround_bf16(e);
-    e = vkeep(e, begin - i, end - i, 0.0f);
+    const Vec e = vkeep(Rounding::round(vexp(vsub(vload(scores + i), vset(max)))), begin - i, end - i, 0.0f);
     vstore(scores + i, e);
     total = vadd(total, e);
   }
   sum = vsum(total);
 }
 
-// Join a partition's state to the state of the partitions before it; {-inf, 0} is the empty state.
-inline void merge_state(float& max, float& sum, float* out, float other_max, float other_sum, const float* other,
-                        int64_t n) {
-  if (other_sum == 0.0f && other_max == kMinusInfinity) return;
-  const bool first = sum == 0.0f && max == kMinusInfinity;
-  const float highest = first || other_max > max ? other_max : max;
-  float factors[2][16];
-  vstore(factors[0], vexp(vset(max - highest)));
-  vstore(factors[1], vexp(vset(other_max - highest)));
-  const Vec keep = vset(first ? 0.0f : factors[0][0]), take = vset(first ? 1.0f : factors[1][0]);
-  for_each_run(n, [&](int64_t i, int lanes) {
-    const Vec taken = vmul(vload_run(other + i, lanes), take);
-    vstore_run(out + i, first ? taken : vfma(vload_run(out + i, lanes), keep, taken), lanes);
+// The states of some rows: highest score, sum of weights, weighted values. {-inf, 0} is the empty state.
+struct RowStates {
+  float* max;
+  float* sum;
+  float* out;  // [row][stride]
+  int64_t stride;
+};
+
+// How much to keep of the states so far, and to take of a partition's, for sixteen rows at a time.
+inline void merge_factors(const float* max, const float* other_max, int64_t rows, float* keep, float* take) {
+  for_each_run(rows, [&](int64_t r, int lanes) {
+    const Vec before = vload_run(max + r, lanes), after = vload_run(other_max + r, lanes), highest = vmax(after, before);
+    // Both empty: infinity minus infinity is NaN, and such a row takes nothing.
+    vstore_run(keep + r, vexp(vsub(before, highest)), lanes);
+    vstore_run(take + r, vexp(vsub(after, highest)), lanes);
   });
-  sum = first ? other_sum : __builtin_fmaf(sum, factors[0][0], other_sum * factors[1][0]);
-  max = highest;
+}
+
+// Join a partition's states to those of the partitions before it.
+inline void merge_states(const RowStates& to, const RowStates& from, int64_t rows, int64_t dim) {
+  float keep[kSharedRows], take[kSharedRows];
+  merge_factors(to.max, from.max, rows, keep, take);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (from.sum[r] == 0.0f && from.max[r] == kMinusInfinity) continue;
+    const bool first = to.sum[r] == 0.0f && to.max[r] == kMinusInfinity;
+    float* out = to.out + r * to.stride;
+    const float* other = from.out + r * from.stride;
+    if (first) {
+      std::memcpy(out, other, static_cast<size_t>(dim) * sizeof(float));
+      to.sum[r] = from.sum[r];
+      to.max[r] = from.max[r];
+      continue;
+    }
+    const Vec kept = vset(keep[r]), taken = vset(take[r]);
+    for_each_run(dim, [&](int64_t i, int lanes) {
+      vstore_run(out + i, vfma(vload_run(out + i, lanes), kept, vmul(vload_run(other + i, lanes), taken)), lanes);
+    });
+    to.sum[r] = __builtin_fmaf(to.sum[r], keep[r], from.sum[r] * take[r]);
+    to.max[r] = from.max[r] > to.max[r] ? from.max[r] : to.max[r];
+  }
 }
 
 inline void finish_row(const float* state, float sum, int64_t n, float* out) {

@@ -3,6 +3,8 @@
 // value product goes row by row, and slots that a row must not see are masked, whatever they hold.
 #pragma once
 
+#include <type_traits>
+
 #include "attention_common.h"
 
 namespace oag {
@@ -29,6 +31,8 @@ struct Fp8Step {
 template <class Step>
 constexpr bool kHasScales = Step::kInputs == 4;
 template <class Step>
+using RoundingOf = std::conditional_t<Step::kInputs == 2 && Step::kWords == 1, Step, Unrounded>;  // pairs are bf16
+template <class Step>
 constexpr KvFormat kFormatOf = Step::kInputs == 1   ? KvFormat::kF32
                                : Step::kInputs == 2 ? KvFormat::kBf16
                                                     : KvFormat::kFp8;
@@ -54,23 +58,30 @@ inline void pack_query(const AttentionCall& call, int64_t first, int height, flo
   }
 }
 
-// scores[row][key of the partition] = q . k for every block that some row sees
+// Rows that go through keys and values at the speed of memory; prompts have more, and find theirs in the cache.
+constexpr int kStreamedRows = 8;
+
+// scores[row][key of the partition] = q . k for every block that some row sees. Few rows prefetch the values of the
+// same blocks, which come next, and the keys after these: blocks lie wherever, so no stream runs from one into the next.
 template <class Step>
 inline void score_keys(const AttentionCall& call, const RowPanel& panel, float* scores) {
   const int64_t begin = panel.all.begin / kBlockTokens, end = (panel.all.end + kBlockTokens - 1) / kBlockTokens;
   const Lines lines{kBlockTokens * 4, stored_dim<Step>(call) / Step::kInputs, 16};
+  const ptrdiff_t to_values = kv_part_bytes(kFormatOf<Step>, call.head_dim);
   with_constant<kFloatRows>(panel.height, [&](auto height) {
-    constexpr int h = decltype(height)::value, kBlocks = kPairedLines<Step, h>;
+    constexpr int h = decltype(height)::value, kBlocks = kPairedLines<Step, h>, kAhead = h <= kStreamedRows ? 2 : 0;
     for (int64_t b = begin; b < end; b += kBlocks) {
-      const auto segment = [&](int64_t, const uint8_t** line) {
-        line[0] = call.blocks[b];
-        line[1] = kBlocks > 1 && b + 1 < end ? call.blocks[b + 1] : nullptr;
+      const auto segment = [&](int64_t) {
+        Segment at{{call.blocks[b], call.blocks[at_most(b + 1, panel.end_block - 1)]}, {{to_values, to_values}, {}}};
+        for (int l = 0; l < kBlocks; ++l)
+          at.ahead[1][l] = call.blocks[at_most(b + l + kBlocks, panel.end_block - 1)] - at.line[l];
+        return at;
       };
       float* out = scores + b % kPartitionBlocks * kBlockTokens;
       if (kBlocks > 1 && b + 1 < end) {
-        product<Step, h, kBlocks, h, 1, false>(lines, 1, segment, panel.query, out, kPartitionTokens, true);
+        product<Step, h, kBlocks, h, 1, false, kAhead>(lines, 1, segment, panel.query, out, kPartitionTokens, true);
       } else {
-        product<Step, h, 1, h, 1, false>(lines, 1, segment, panel.query, out, kPartitionTokens, true);
+        product<Step, h, 1, h, 1, false, kAhead>(lines, 1, segment, panel.query, out, kPartitionTokens, true);
       }
     }
   });
@@ -100,9 +111,8 @@ inline void pack_weights(const AttentionCall& call, const RowPanel& panel, int r
   } else if constexpr (Step::kWords == Step::kInputs) {
     std::memcpy(weights + begin, scores + begin, static_cast<size_t>(end - begin) * sizeof(float));
   } else {
-    for (int i = begin; i < end; i += 2) {
-      weights[i / 2] = bits_float(float_bits(scores[i]) >> 16 | (float_bits(scores[i + 1]) & 0xffff0000u));
-    }
+    for (int i = begin / 32 * 32; i < end; i += 32)
+      vstore(weights + i / 2, Step::join(vload(scores + i), vload(scores + i + 16)));
   }
 }
 
@@ -127,12 +137,8 @@ inline void add_edge_values(const AttentionCall& call, const Span& keys, int64_t
       if (key >= keys.begin && key < keys.end) mask |= kElementMask << (i * 32 / Step::kInputs);
     }
     for_each_run(dim, [&](int64_t d, int lanes) {
-      uint32_t words[16] = {};
-      std::memcpy(words, values + d * 4, static_cast<size_t>(lanes) * 4);
-      for (int i = 0; i < 16; ++i) words[i] &= mask;
-      float line[16];
-      std::memcpy(line, words, sizeof line);
-      vstore(partial + d, Step::template step<1>(vload(partial + d), Step::open(vload(line)), weight));
+      const Vec line = vmask_bits(vload_run(reinterpret_cast<const float*>(values + d * 4), lanes), mask);
+      vstore(partial + d, Step::template step<1>(vload(partial + d), Step::open(line), weight));
     });
   }
 }
@@ -154,21 +160,21 @@ inline void add_shared_values(const AttentionCall& call, int height, int64_t beg
       const float* panel = weights + from % (kUnits * kPartitionBlocks) * Step::kWords;
       Lines lines{dim * int64_t{4}, steps, 16};
       int64_t d = 0;
-      const auto segment = [&](int64_t s, const uint8_t** line) {
-        line[0] = call.blocks[from / kUnits + s] + key_bytes + (from % kUnits * dim + d) * 4;
-        line[1] = line[0] + 64;
+      const auto segment = [&](int64_t s) {
+        const uint8_t* line = call.blocks[from / kUnits + s] + key_bytes + (from % kUnits * dim + d) * 4;
+        return Segment{{line, line + 64}, {}};
       };
       for (; kPairedLines<Step, h> == 2 && d + 32 <= dim; d += 32) {
-        product<Step, h, kPairedLines<Step, h>, 1, kWeightStride<Step>, false>(lines, segments, segment, panel,
+        product<Step, h, kPairedLines<Step, h>, 1, kWeightStride<Step>, false, 0>(lines, segments, segment, panel,
                                                                                partial + d, padded_dim, false);
       }
       for (; d + 16 <= dim; d += 16) {
-        product<Step, h, 1, 1, kWeightStride<Step>, false>(lines, segments, segment, panel, partial + d, padded_dim,
+        product<Step, h, 1, 1, kWeightStride<Step>, false, 0>(lines, segments, segment, panel, partial + d, padded_dim,
                                                            false);
       }
       if (d < dim) {
         lines.lanes = dim - static_cast<int>(d);
-        product<Step, h, 1, 1, kWeightStride<Step>, true>(lines, segments, segment, panel, partial + d, padded_dim,
+        product<Step, h, 1, 1, kWeightStride<Step>, true, 0>(lines, segments, segment, panel, partial + d, padded_dim,
                                                           false);
       }
       from += segments * steps;
@@ -180,13 +186,12 @@ inline void add_shared_values(const AttentionCall& call, int height, int64_t beg
 template <class Step>
 inline void attend_partition(const AttentionCall& call, RowPanel& panel, const AttentionScratch& s) {
   score_keys<Step>(call, panel, s.scores);
-  constexpr bool kNativeBf16 = Step::kInputs == 2 && Step::kWords == 1;
   Span shared{panel.all.begin / Step::kInputs, (panel.all.end + Step::kInputs - 1) / Step::kInputs};
   for (int r = 0; r < panel.height; ++r) {
     float* scores = s.scores + r * kPartitionTokens;
     const Span& keys = panel.keys[r];
     if (!keys.empty()) {
-      softmax_row<kNativeBf16>(scores, keys, panel.all, call.scale, panel.max[r], panel.sum[r]);
+      softmax_row<RoundingOf<Step>>(scores, keys, panel.all, call.scale, panel.max[r], panel.sum[r]);
       shared = intersect(shared, {(keys.begin + Step::kInputs - 1) / Step::kInputs, keys.end / Step::kInputs});
     }
     pack_weights<Step>(call, panel, r, scores, s.weights + r * kWeightStride<Step>);

@@ -197,7 +197,7 @@ struct Int8Rows {
     for (int r = 0; r < panel.height; ++r) {
       float* scores = s.scores + r * kPartitionTokens;
       if (!panel.keys[r].empty())
-        softmax_row<false>(scores, panel.keys[r], panel.all, call.scale, panel.max[r], panel.sum[r]);
+        softmax_row<Unrounded>(scores, panel.keys[r], panel.all, call.scale, panel.max[r], panel.sum[r]);
       units[r] = pack_int8_weights(call, panel, r, scores, pieces + r * kWeightBytes);
     }
     const int64_t dim = round_up(call.head_dim, 4);

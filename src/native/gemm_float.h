@@ -6,6 +6,7 @@
 namespace oag {
 namespace {
 
+constexpr ptrdiff_t kFloatAhead = 2048;          // bytes of weights that few rows prefetch
 constexpr int64_t kPanelBudget = 1 << 20;        // bytes of packed activations per pass
 constexpr int64_t kPreferredPanels = 384 << 10;  // bytes of them that leave room for weights in the L2 cache
 
@@ -83,16 +84,16 @@ inline void gemm_float(const GemmCall& call) {
       const uint8_t* weights = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
       for (int64_t step = 0; step < steps; step += chunk) {
         const Lines lines{128, at_most(chunk, steps - step), 16};
-        const auto segment = [&](int64_t, const uint8_t** line) {
-          line[0] = weights + step * 128;
-          line[1] = line[0] + 64;
+        const auto segment = [&](int64_t) {
+          const uint8_t* line = weights + step * 128;
+          return Segment{{line, line + 64}, {{kFloatAhead, kFloatAhead}, {}}};
         };
         for (int64_t p = 0; p < panels.count; ++p) {
           with_constant<kFloatRows>(panels.height(p), [&](auto height) {
             constexpr int h = decltype(height)::value;
             const float* panel = packed + panels.begin(p) * row_words + step * Step::kWords * h;
             float* out = acc + panels.begin(p) * kTileOutputs;
-            product<Step, h, 2, h, 1, false>(lines, 1, segment, panel, out, kTileOutputs, step == 0);
+            product<Step, h, 2, h, 1, false, (h <= 4)>(lines, 1, segment, panel, out, kTileOutputs, step == 0);
           });
         }
       }

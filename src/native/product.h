@@ -62,6 +62,9 @@ struct NativeBf16Step {
   static Vec step(const Vec& acc, const Weights& w, const float* panel) {
     return vdot_bf16(acc, w, panel[0]);
   }
+  static Vec round(const Vec& v) { return vround_bf16(v); }
+  // 32 rounded values as pairs.
+  static Vec join(const Vec& a, const Vec& b) { return vjoin_bf16(a, b); }
   static void pack(const float* pair, float* words, int64_t) {
     words[0] = bits_float(float_to_bf16(pair[0]) | static_cast<uint32_t>(float_to_bf16(pair[1])) << 16);
   }
@@ -78,10 +81,16 @@ struct Lines {
   int lanes;       // of the (only) line that are there; 16 unless kTail
 };
 
+// Where the lines of a segment start, and what to prefetch beside each line, in bytes from it.
+struct Segment {
+  const uint8_t* line[2];
+  ptrdiff_t ahead[2][2];
+};
+
 // out[r][0..16) and, for kLines 2, out[r][16..32): sums for kRows rows. Word w of row r stands at
-// panel[w * kWordStride + r * kRowStride].
-template <class Step, int kRows, int kLines, int kWordStride, int kRowStride, bool kTail, class Segment>
-inline void product(const Lines& lines, int64_t num_segments, Segment segment, const float* panel, float* out,
+// panel[w * kWordStride + r * kRowStride]. `segment(s)` says where segment s stands.
+template <class Step, int kRows, int kLines, int kWordStride, int kRowStride, bool kTail, int kAhead, class SegmentAt>
+inline void product(const Lines& lines, int64_t num_segments, SegmentAt segment, const float* panel, float* out,
                     int64_t out_stride, bool fresh) {
   Vec acc[kRows][kLines];
 #pragma GCC unroll 12
@@ -90,16 +99,16 @@ inline void product(const Lines& lines, int64_t num_segments, Segment segment, c
     for (int l = 0; l < kLines; ++l) acc[r][l] = fresh ? vset(0.0f) : vload(out + r * out_stride + l * 16);
   }
   for (int64_t s = 0; s < num_segments; ++s) {
-    const uint8_t* line[2];
-    segment(s, line);
+    Segment at = segment(s);
     for (int64_t i = 0; i < lines.steps; ++i) {
       typename Step::Weights w[kLines];
 #pragma GCC unroll 2
       for (int l = 0; l < kLines; ++l) {
-        const float* p = reinterpret_cast<const float*>(line[l]);
-        if constexpr (kRows <= 4 && !kTail) prefetch_far(line[l] + 2048);
+        const float* p = reinterpret_cast<const float*>(at.line[l]);
+#pragma GCC unroll 2
+        for (int ahead = 0; ahead < kAhead; ++ahead) prefetch_far(at.line[l] + at.ahead[ahead][l]);
         w[l] = Step::open(kTail ? vload_n(p, lines.lanes) : vload(p));
-        line[l] += lines.stride;
+        at.line[l] += lines.stride;
       }
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {

@@ -62,20 +62,15 @@ inline Vec vscale_exponent(Vec v, Vec t) {
   return {floats_of(_mm256_add_epi32(bits_of(v.a), _mm256_slli_epi32(bits_of(t.a), 23))),
           floats_of(_mm256_add_epi32(bits_of(v.b), _mm256_slli_epi32(bits_of(t.b), 23)))};
 }
-inline __m256 round_bf16(__m256 v) {
-  const __m256i bits = bits_of(v);
-  const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), even);
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256 kept = _mm256_blendv_ps(floats_of(rounded), floats_of(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  return floats_of(_mm256_and_si256(bits_of(kept), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-}
-inline Vec vround_bf16(Vec v) { return {round_bf16(v.a), round_bf16(v.b)}; }
 inline __m256 evens_of(__m256 x, __m256 y) {
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(x, y, 0x88)), 0xd8));
 }
 inline __m256 odds_of(__m256 x, __m256 y) {
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(x, y, 0xdd)), 0xd8));
+}
+inline Vec vmask_bits(Vec v, uint32_t mask) {
+  const __m256 bits = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(mask)));
+  return {_mm256_and_ps(v.a, bits), _mm256_and_ps(v.b, bits)};
 }
 inline void vdeinterleave(Vec x, Vec y, Vec& even, Vec& odd) {
   even = {evens_of(x.a, x.b), evens_of(y.a, y.b)};

@@ -45,13 +45,17 @@ inline Vec vscale_exponent(Vec v, Vec t) {
   return {
       _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
 }
-inline Vec vround_bf16(Vec v) {
-  const __m512i bits = _mm512_castps_si512(v.v);
-  const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
-  const __mmask16 nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-  return {_mm512_castsi512_ps(_mm512_and_si512(kept, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+#ifdef OAG_NATIVE_BF16
+inline Vec vround_bf16(Vec v) {  // denormals become zero
+  const __m512i words = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.v)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+}
+// 32 values that are bf16 already, as pairs in words.
+inline Vec vjoin_bf16(Vec a, Vec b) { return {reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(b.v, a.v))}; }
+#endif
+inline Vec vmask_bits(Vec v, uint32_t mask) {
+  return {_mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(v.v), _mm512_set1_epi32(static_cast<int>(mask))))};
 }
 inline void vdeinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

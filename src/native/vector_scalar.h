@@ -76,8 +76,8 @@ inline Vec vkeep(const Vec& v, int begin, int end, float fill) {  // lanes outsi
 inline Vec vscale_exponent(const Vec& v, const Vec& t) {  // bits(v) + (bits(t) << 23)
   return make_vec([&](int i) { return bits_float(float_bits(v.lane[i]) + (float_bits(t.lane[i]) << 23)); });
 }
-inline Vec vround_bf16(const Vec& v) {
-  return make_vec([&](int i) { return bf16_to_float(float_to_bf16(v.lane[i])); });
+inline Vec vmask_bits(const Vec& v, uint32_t mask) {
+  return make_vec([&](int i) { return bits_float(float_bits(v.lane[i]) & mask); });
 }
 inline void vdeinterleave(const Vec& a, const Vec& b, Vec& even, Vec& odd) {
   even = make_vec([&](int i) { return i < 8 ? a.lane[2 * i] : b.lane[2 * i - 16]; });
