@@ -37,6 +37,12 @@ int64_t tiles_per_claim(const Matrix& matrix, int64_t num_tiles, int64_t num_row
 }
 
 
+// One row of int8 goes through the two halves of a matrix at once; 0 in other products.
+int64_t twin_distance(const Matrix& matrix, int64_t num_rows) {
+  const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
+  return num_rows == 1 && matrix.format == WeightFormat::kInt8 ? (num_tiles + 1) / 2 : 0;
+}
+
 const float* bias_of(const std::vector<float>& bias) { return bias.empty() ? nullptr : bias.data(); }
 
 // Angles as transformers computes them: position times frequency rounded to fp32, then cosine and sine.
@@ -140,14 +146,15 @@ void Decoder::multiply(int thread, int64_t index, const Activations& rows, const
   const int64_t num_blocks = (panels.count + panels_per_block - 1) / panels_per_block;
   const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
   const int64_t chunk = tiles_per_claim(matrix, num_tiles, rows.rows, num_blocks, num_threads());
+  const int64_t twin = twin_distance(matrix, rows.rows);
   const auto run = [&](int64_t block, int64_t tile_begin, int64_t tile_end) {
     kernels_.gemm({&matrix, &rows, panels.begin(panels.count * block / num_blocks),
                    panels.begin(panels.count * (block + 1) / num_blocks), tile_begin, tile_end, bias, epilogue, out,
-                   out_stride, workspace_.threads[static_cast<size_t>(thread)].gemm});
+                   out_stride, workspace_.threads[static_cast<size_t>(thread)].gemm, twin});
   };
   int64_t begin, end;
   if (num_blocks == 1) {
-    while (pool_->claim(thread, num_tiles, chunk, &begin, &end)) run(0, begin, end);
+    while (pool_->claim(thread, twin > 0 ? twin : num_tiles, chunk, &begin, &end)) run(0, begin, end);
   } else {
     const int64_t num_parts = (num_tiles + chunk - 1) / chunk;
     while (pool_->claim(thread, num_parts * num_blocks, 1, &begin, &end))
@@ -161,9 +168,13 @@ void Decoder::multiply(int thread, int64_t index, const Activations& rows, const
 // Prefetch the first weights that this thread will read of a matrix: memory works on while threads wait and norm.
 void Decoder::warm_up(int thread, int64_t index) const {
   const Matrix& matrix = weights_->matrix(index);
-  const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
-  const uint8_t* own = matrix.data + num_tiles * thread / num_threads() * static_cast<int64_t>(matrix.tile_bytes);
-  for (int64_t line = 0; line < kWarmBytes; line += 64) __builtin_prefetch(own + line, 0, 2);
+  const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs, twin = twin_distance(matrix, 1);
+  const int64_t own_tile = (twin > 0 ? twin : num_tiles) * thread / num_threads();
+  const uint8_t* own = matrix.data + own_tile * static_cast<int64_t>(matrix.tile_bytes);
+  for (int64_t line = 0; line < kWarmBytes; line += 64) {
+    __builtin_prefetch(own + line, 0, 2);
+    if (twin > 0) __builtin_prefetch(own + twin * static_cast<int64_t>(matrix.tile_bytes) + line, 0, 2);
+  }
 }
 
 // Add a block's output product to the residual stream: directly, or normed first in sandwich layers.

@@ -2,7 +2,7 @@
 //   kIntRows                                         most rows of a panel
 //   multiply_bytes(weights, groups, panel, ahead)    acc += a panel times int8 weights, [inputs/4][32][4], u8 = w + 128
 //   multiply_nibbles(matrix, tile, chunk, range)     the same for all panels of a chunk of int4 or nf4
-//   kStreamedTiles, stream_tiles(...)               one row times several tiles of int8; 1 where it has no such kernel
+//   kStreamsPairs, stream_tiles(tiles, ...)         whether and how one row goes through two tiles of int8 at once
 #pragma once
 
 #include "gemm_float.h"
@@ -25,24 +25,23 @@ inline const float* output_scales(const Matrix& matrix, const uint8_t* tile, int
   return matrix.format == WeightFormat::kInt8 ? reinterpret_cast<const float*>(tile + groups * kBlockWeights) : nullptr;
 }
 
-// A single row goes through several tiles of int8 at once, far from each other: memory is busier with more streams.
+// A single row goes through two tiles of int8 at once, far from each other: memory is busier with two streams. Where a
+// tile has no twin it is read twice as its own, which only the last tile of a matrix can be.
 inline void gemm_row(const GemmCall& call, const IntRange& range) {
   const Matrix& matrix = *call.matrix;
   const int64_t groups = call.activations->num_groups, count = call.tile_end - call.tile_begin;
-  const int64_t stride = (count + kStreamedTiles - 1) / kStreamedTiles;
+  const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
+  const int64_t firsts = call.twin > 0 ? count : (count + 1) / 2, distance = call.twin > 0 ? call.twin : firsts;
+  const int64_t end = call.twin > 0 ? num_tiles : call.tile_end;
   const IntPanel panel = range.panel(0, 0);
-  for (int64_t i = 0; i < stride; ++i) {
-    const uint8_t* tiles[kStreamedTiles];
-    for (int t = 0; t < kStreamedTiles; ++t)
-      tiles[t] = matrix.data +
-                 (call.tile_begin + at_most(i + t * stride, count - 1)) * static_cast<int64_t>(matrix.tile_bytes);
+  for (int64_t i = 0; i < firsts; ++i) {
+    const int64_t first = call.tile_begin + i, second = first + distance;
+    const auto bytes = [&](int64_t tile) { return matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes); };
+    const uint8_t* tiles[2] = {bytes(first), bytes(second < end ? second : first)};
     stream_tiles(tiles, groups, panel);
-    for (int t = 0; t < kStreamedTiles; ++t) {
-      const int64_t tile = i + t * stride;
-      if (tile >= count) continue;
-      finish_tile(call, call.tile_begin + tile, call.row_begin, 1, panel.acc + t * kTileOutputs,
-                  output_scales(matrix, tiles[t], groups));
-    }
+    finish_tile(call, first, call.row_begin, 1, panel.acc, output_scales(matrix, tiles[0], groups));
+    if (second < end)
+      finish_tile(call, second, call.row_begin, 1, panel.acc + kTileOutputs, output_scales(matrix, tiles[1], groups));
   }
 }
 
@@ -62,7 +61,7 @@ inline void gemm_int(const GemmCall& call) {
                          unpacked, weight_scales};
     const int64_t row = panels.begin(first), rows = panels.begin(first + range.count) - row;
     const int64_t step = range.chunk_groups();
-    if (kStreamedTiles > 1 && from.rows == 1 && matrix.format == WeightFormat::kInt8) return gemm_row(call, range);
+    if (kStreamsPairs && from.rows == 1 && matrix.format == WeightFormat::kInt8) return gemm_row(call, range);
     for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {
       const uint8_t* data = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
       std::memset(acc, 0, static_cast<size_t>(rows) * kTileOutputs * sizeof(float));
@@ -80,6 +79,15 @@ inline size_t gemm_scratch_bytes() {
 
 inline void gemm(const GemmCall& call) {
   if (call.row_begin >= call.row_end || call.tile_begin >= call.tile_end) return;
+  if (!kStreamsPairs && call.twin > 0) {
+    const int64_t num_tiles = (call.matrix->n + kTileOutputs - 1) / kTileOutputs;
+    GemmCall each = call;
+    each.twin = 0;
+    gemm(each);
+    each.tile_begin = call.tile_begin + call.twin;
+    each.tile_end = at_most(call.tile_end + call.twin, num_tiles);
+    return gemm(each);
+  }
   switch (call.matrix->format) {
     case WeightFormat::kF32:
       return gemm_float<F32Step>(call);

@@ -275,11 +275,11 @@ inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const In
   }
 }
 
-// One row times several tiles of int8; panel.acc is [kStreamedTiles][32].
-constexpr int kStreamedTiles = 2;
+constexpr bool kStreamsPairs = true;
 
+// One row times two tiles of int8; panel.acc is [2][32].
 inline void stream_tiles(const uint8_t* const* tiles, int64_t groups, const IntPanel& panel) {
-  stream_bytes<kStreamedTiles>(tiles, groups, panel);
+  stream_bytes<2>(tiles, groups, panel);
 }
 
 }  // namespace

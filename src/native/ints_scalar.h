@@ -46,7 +46,7 @@ inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPane
   multiply_scaled(weights, nullptr, 32, static_cast<int>(groups), panel);
 }
 
-constexpr int kStreamedTiles = 1;
+constexpr bool kStreamsPairs = false;
 inline void stream_tiles(const uint8_t* const*, int64_t, const IntPanel&) {}
 
 inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,

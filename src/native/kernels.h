@@ -71,6 +71,7 @@ struct GemmCall {
   float* out;  // out[row][...], row stride out_stride (for kSwiGlu, n/2 columns are written)
   int64_t out_stride;
   void* scratch;  // gemm_scratch_bytes() of this thread, 64-byte aligned
+  int64_t twin = 0;  // one row of int8: also the tiles `twin` further on, as far as there are, read at the same time
 };
 
 // Attention of a run of query tokens of ONE sequence for ONE kv head, over its paged keys and values.
