@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;                   // rows of a product that go through the weights together
 constexpr int64_t kStreamRows = 4;                   // up to here, reading the weights is what takes the time
-constexpr int64_t kStreamBytes = int64_t{128} << 10;  // weights per claim then: a stream long enough to prefetch
+constexpr int64_t kStreamBytes = int64_t{512} << 10;  // weights per claim then: long streams are read faster
 constexpr int64_t kWarmBytes = int64_t{16} << 10;
 constexpr int64_t kMostTiles = 16;                   // tiles per claim else
 constexpr int64_t kLeastClaims = 6;                  // of each thread, so that equally fast ones end together
