@@ -76,11 +76,10 @@ def compare(rounds: Sequence[Round], variants: Sequence[Variant], job: Job) -> l
     found = []
     for ours in (variant for variant in variants if variant.engine == OURS):
         peers = [variant for variant in variants if variant.engine != OURS]
-        groups = {
-            f"peers of {ours.klass}": [peer.name for peer in peers if peer.klass == ours.klass],
-            "all peers": [peer.name for peer in peers],
-            SLOWEST: [peer.name for peer in peers if peer.name == SLOWEST],
-        }
+        groups = {f"peers of {ours.klass}": [peer.name for peer in peers if peer.klass == ours.klass]}
+        if not ours.is_limited:
+            groups["all peers"] = [peer.name for peer in peers if not peer.is_limited]
+            groups[SLOWEST] = [peer.name for peer in peers if peer.name == SLOWEST]
         for against, names in groups.items():
             found += [
                 comparison

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,11 @@ class Variant:
     options: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is told to do without instructions that the processor has."""
+        return self.variables in (OURS_AVX2, OPENVINO_AVX2)
+
 
 OURS = "openautoglm"
 # Per group of weights: fp16 scale and u8 zero point (ours, padded: 35 bytes per 64), fp16 scale (Q4_0, Q8_0: per 32,
@@ -53,16 +58,25 @@ F32 = Bits(layers=32, head=32, kv=32, unit="f32")
 OPENVINO_INTEGERS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
 
 
-def _ours(quant: str, bits: Bits, klass: str) -> Variant:
+# Peers that can be told at run time to leave AVX-512 alone, beside this engine told the same.
+OURS_AVX2 = {"OPENAUTOGLM_ISA": "avx2"}
+OPENVINO_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"}
+
+
+def _ours(
+    quant: str, bits: Bits, klass: str, *, kv: str = "bf16", variables: Mapping[str, str] | None = None
+) -> Variant:
+    suffix = (", int8 KV" if kv == "int8" else "") + (", AVX2" if variables else "")
     return Variant(
-        name=f"{OURS} {quant}",
+        name=f"{OURS} {quant}{suffix}",
         engine=OURS,
         environment="",
         worker="ours_worker",
         artifact="checkpoint",
         klass=klass,
-        bits=bits,
-        options={"quant": quant},
+        bits=replace(bits, kv=8.5) if kv == "int8" else bits,
+        options={"quant": quant, "kv": kv},
+        variables=variables or {},
     )
 
 
@@ -78,7 +92,14 @@ def _llama(name: str, bits: Bits, klass: str) -> Variant:
     )
 
 
-def _openvino(quant: str, bits: Bits, klass: str, settings: str, options: Mapping[str, str]) -> Variant:
+def _openvino(
+    quant: str,
+    bits: Bits,
+    klass: str,
+    settings: str,
+    options: Mapping[str, str],
+    variables: Mapping[str, str] | None = None,
+) -> Variant:
     return Variant(
         name=f"OpenVINO {quant}, {settings}",
         engine="OpenVINO GenAI",
@@ -88,6 +109,7 @@ def _openvino(quant: str, bits: Bits, klass: str, settings: str, options: Mappin
         klass=klass,
         bits=bits,
         options=options,
+        variables=variables or {},
     )
 
 
@@ -118,15 +140,21 @@ def _transformers(dtype: str, bits: Bits, klass: str) -> Variant:
 
 VARIANTS = (
     _ours("int4", INT4_OURS, "4 bits"),
+    _ours("int4", INT4_OURS, "4 bits", kv="int8"),
     _llama("Q4_0", Q4_0, "4 bits"),
     _openvino("int4", INT4_OPENVINO, "4 bits", "default", {}),
     _openvino("int4", INT4_OPENVINO, "4 bits", "f32 hint, groups of 128", OPENVINO_INTEGERS),
     _onnx("int4", INT4_ONNX, "4 bits"),
     _ours("int8", INT8_OURS, "8 bits"),
+    _ours("int8", INT8_OURS, "8 bits", kv="int8"),
     _llama("Q8_0", Q8_0, "8 bits"),
     _openvino("int8", INT8_OPENVINO, "8 bits", "default", {}),
     _openvino("int8", INT8_OPENVINO, "8 bits", "f32 hint, groups of 128", OPENVINO_INTEGERS),
     _onnx("int8", INT8_ONNX, "8 bits"),
+    _ours("int4", INT4_OURS, "4 bits, AVX2", variables=OURS_AVX2),
+    _openvino("int4", INT4_OPENVINO, "4 bits, AVX2", "AVX2", {}, OPENVINO_AVX2),
+    _ours("int8", INT8_OURS, "8 bits, AVX2", variables=OURS_AVX2),
+    _openvino("int8", INT8_OPENVINO, "8 bits, AVX2", "AVX2", {}, OPENVINO_AVX2),
     _ours("bf16", BF16, "16 bits"),
     _llama("BF16", BF16, "16 bits"),
     _transformers("bfloat16", BF16, "16 bits"),

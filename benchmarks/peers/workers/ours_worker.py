@@ -1,4 +1,7 @@
-"""This project's executor, driven as `openautoglm bench` drives it. Job option `quant`: int4, int8 or bf16."""
+"""This project's executor, driven as `openautoglm bench` drives it.
+
+Job options: `quant` (int4, int8 or bf16) and `kv` (bf16 or int8).
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ class OursSession(Session):
     def __init__(self, job: Job) -> None:
         goal = Goal(
             quant=NumberFormat(job.options["quant"]),
+            kv=NumberFormat(job.options["kv"]),
             context_tokens=job.decode_prompt_tokens + job.decode_new_tokens,
             concurrency=max(job.decode_batches),
             num_threads=job.num_threads,
