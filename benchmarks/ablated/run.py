@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ablated.variants import AblatedEngine, HighWater, Variant, Watch
 from ablated.workload import Ask
@@ -22,7 +23,7 @@ class Run:
     """What a pass took. `outputs` are the tokens of each request, in the workload's order.
 
     `first_token_seconds` runs from a request's arrival, one each; `token_gap_seconds` between a request's neighbouring
-    tokens. `block_bytes` prices a block of the high water. `resident_bytes` is what the system had given to the pool
+    tokens. `block_bytes` prices a block of the high water, `num_pool_blocks` bound it. `resident_bytes` is what the system had given to the pool
     at the end, cached prefixes included, none of it before. `others_busy_cores` is 0 on a quiet machine.
     """
 
@@ -32,6 +33,7 @@ class Run:
     seconds: float
     high_water: HighWater
     block_bytes: int
+    num_pool_blocks: int
     resident_bytes: int
     prefix_hit_tokens: int
     num_preemptions: int
@@ -77,9 +79,7 @@ class _Clients:
         return tuple(times[0] - self._asked_seconds[index] for index, times in enumerate(self.token_seconds))
 
     def token_gap_seconds(self) -> tuple[float, ...]:
-        return tuple(
-            later - earlier for times in self.token_seconds for earlier, later in zip(times, times[1:], strict=False)
-        )
+        return tuple(later - earlier for times in self.token_seconds for earlier, later in pairwise(times))
 
     def _ask(self, index: int) -> None:
         ask = self._asks[index]
@@ -129,6 +129,7 @@ def run(
         seconds=seconds,
         high_water=watch.high_water,
         block_bytes=executor.layout().groups[0].block_bytes,
+        num_pool_blocks=status.num_blocks,
         resident_bytes=untouched_bytes - executor.untouched_bytes,
         prefix_hit_tokens=status.prefix_hit_tokens,
         num_preemptions=status.num_preemptions,

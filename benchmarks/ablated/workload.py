@@ -28,7 +28,9 @@ class WorkloadShape:
             if not 1 <= low <= high:
                 raise ValueError(f"lengths must lie between 1 and more, the lower bound first: got {low} to {high}")
         if self.answer_tokens[1] > self.max_tokens:
-            raise ValueError(f"answers of {self.answer_tokens[1]} tokens are longer than the {self.max_tokens} asked for")
+            raise ValueError(
+                f"answers of {self.answer_tokens[1]} tokens are longer than the {self.max_tokens} asked for"
+            )
         if self.num_requests < 1 or self.shared_tokens < 0:
             raise ValueError("a workload needs at least one request, and no fewer than 0 shared tokens")
 
