@@ -120,12 +120,14 @@ def markdown(heading: Sequence[str], rows: Mapping[str, Mapping[str, object]]) -
 
 
 _EXPLANATION = (
-    "Saved: of the blocks that the workload needs at once (live blocks, shared ones counted once; cached prefixes can "
-    "be evicted and do not count), at the same requests. Added: on / off - 1 in each round, median (least to most); a "
-    "minus is time saved. Equal memory: both sides have no more blocks than paging needs with room to spare, and requests wait. Without "
-    "paging a request holds one contiguous range for its prompt and all tokens that it may ask for; attention still "
-    "goes through a block table, so the table itself is not ablated. The claims are others', measured elsewhere on "
-    "other work; they name no workload and no latency, so neighbouring columns are not the same quantity.",
+    "Saved: of the blocks that the same requests need at once (live blocks, shared ones counted once; cached prefixes "
+    "can be evicted and do not count). Added: on / off - 1 in each round, median (least to most); a minus is time "
+    "saved. Equal memory: the pool of both sides has the blocks that paging needed without a limit, and requests wait "
+    "for room. Without paging a request holds one contiguous range for its prompt and all tokens that it may ask for; "
+    "attention still goes through a block table, so the table itself is not ablated. What paging saves hangs on how "
+    "far answers fall short of max_tokens, what prefix reuse saves on how much prompts share: both are choices of "
+    "this workload. The claims are others' and name neither workload nor kind of latency, so they stand beside these "
+    "figures without being the same quantities.",
 )
 
 
@@ -157,8 +159,8 @@ def _sides(rows: Mapping[str, Mapping[str, object]]) -> list[str]:
         "pool during the run, cached prefixes and the rounding to pages included. Others: the most cores that other "
         "processes took in a round; above 0.1 the times say little.",
         "",
-        "| feature | | pool, MiB | needed at once | resident | running | first token, ms | between tokens, ms | tokens/s "
-        "| reused tokens | preempted | others, cores |",
+        "| feature | | pool, MiB | needed at once | resident | running | first token, ms | between tokens, ms "
+        "| tokens/s | reused tokens | preempted | others, cores |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

@@ -23,8 +23,9 @@ class Run:
     """What a pass took. `outputs` are the tokens of each request, in the workload's order.
 
     `first_token_seconds` runs from a request's arrival, one each; `token_gap_seconds` between a request's neighbouring
-    tokens. `block_bytes` prices a block of the high water, `num_pool_blocks` bound it. `resident_bytes` is what the system had given to the pool
-    at the end, cached prefixes included, none of it before. `others_busy_cores` is 0 on a quiet machine.
+    tokens. `block_bytes` prices a block of the high water, which `num_pool_blocks` bound. `resident_bytes` is what the
+    system had given to the pool at the end, cached prefixes included, none of it before. `others_busy_cores` is 0 on a
+    quiet machine.
     """
 
     outputs: tuple[tuple[int, ...], ...]

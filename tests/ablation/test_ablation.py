@@ -151,7 +151,8 @@ def test_variants_give_the_products_tokens_and_the_blocks_they_should(opened):
     assert alone.high_water.live_blocks - reused.high_water.live_blocks == 2 * 7
     assert len(paged.first_token_seconds) == 7
     assert len(paged.token_gap_seconds) == sum(ask.answer_tokens - 1 for ask in asks)
-    assert 0 < paged.resident_bytes <= opened.executor.kv_bytes
+    # The pool's memory was given back before each run, so that each shows its own.
+    assert all(0 < one.resident_bytes <= opened.executor.kv_bytes for one in (paged, contiguous, alone, reused))
 
 
 def test_a_request_takes_its_range_when_it_is_admitted(opened):
