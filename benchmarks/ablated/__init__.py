@@ -1,0 +1,1 @@
+"""What paging, prefix reuse and KV quantisation save in memory and cost in time; run by benchmarks/ablation.py."""
