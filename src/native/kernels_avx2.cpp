@@ -1,7 +1,6 @@
 // AVX2, FMA and F16C.
 #include "vector_avx2.h"
 #include "ints_avx2.h"
-#include "nibbles_unpacked.h"
 
 #include "dispatch.h"
 #include "table.h"
