@@ -18,6 +18,11 @@ constexpr int kRunInputs = 32;  // inputs whose products of nibbles are summed i
 
 inline __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+// Of a row and 32 outputs, eight outputs each.
+struct LineSums {
+  __m256i a, b, c, d;
+};
+
 // Two lines of eight outputs, a run of four inputs: sums (+)= weights * value.
 template <bool kFirst>
 inline void dot_nibbles(__m256i* sums, __m256i low, __m256i high, const int32_t* value) {
@@ -43,7 +48,7 @@ inline void dot_nibbles(__m256i* sums, __m256i low, __m256i high, const int32_t*
 // A cursor through bytes to prefetch while a panel multiplies.
 struct Prefetching {
   const uint8_t* from;
-  int64_t bytes;  // each time
+  int64_t bytes;  // each time; 0 for nothing
 
   void advance() {
     for (int64_t at = 0; at < bytes; at += 64) vprefetch(from + at);
@@ -53,49 +58,118 @@ struct Prefetching {
 
 // ---- int4 ----
 
-// Nibbles of a block as they are packed: a step of eight inputs is 128 bytes, the last four of them in the high halves.
-struct PackedNibbles {
-  static constexpr int kRunBytes = kRunInputs / 8 * 128;  // all outputs
-  static __m256i load(const uint8_t* run, int step, int line) {
-    const __m256i packed = load_32(run + step / 2 * 128 + line * 32);
-    return _mm256_and_si256(step % 2 == 0 ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
+// A line of eight outputs and eight inputs, as two lines of nibbles, a byte each: the first and the last four inputs.
+struct PackedNibbles {  // a step of eight inputs is 128 bytes
+  static constexpr bool kPacked = true;
+  static constexpr int kRunBytes = kRunInputs / 8 * 128;
+  __m256i packed;
+
+  PackedNibbles(const uint8_t* run, int step, int line) : packed(load_32(run + step * 128 + line * 32)) {
+    __asm__("" : "+x"(packed));  // else GCC loads it twice
+  }
+  __m256i part(int second) const {
+    return _mm256_and_si256(second ? _mm256_srli_epi16(packed, 4) : packed, _mm256_set1_epi8(15));
   }
 };
 
-// The same, a byte each: a step of four inputs is 128 bytes.
-struct UnpackedNibbles {
+struct UnpackedNibbles {  // a step of four inputs is 128 bytes
+  static constexpr bool kPacked = false;
   static constexpr int kRunBytes = kRunInputs / 4 * 128;
-  static __m256i load(const uint8_t* run, int step, int line) { return load_32(run + step * 128 + line * 32); }
+  const uint8_t* at;
+
+  UnpackedNibbles(const uint8_t* run, int step, int line) : at(run + step * 256 + line * 32) {}
+  __m256i part(int second) const { return load_32(at + second * 128); }
 };
 
 // 32 inputs of kRows rows and kLines lines of eight outputs from `line` on: sums in 16 bits.
 template <class Nibbles, int kRows, int kLines>
 inline void run_of_nibbles(const uint8_t* run, int line, const int32_t* values, __m256i (&sums)[kRows][kLines]) {
-#pragma GCC unroll 8
-  for (int step = 0; step < kRunInputs / 4; ++step) {
+#pragma GCC unroll 4
+  for (int step = 0; step < kRunInputs / 8; ++step) {
 #pragma GCC unroll 2
     for (int pair = 0; pair < kLines; pair += 2) {
-      const __m256i low = Nibbles::load(run, step, line + pair), high = Nibbles::load(run, step, line + pair + 1);
+      const Nibbles left(run, step, line + pair), right(run, step, line + pair + 1);
+#pragma GCC unroll 2
+      for (int second = 0; second < 2; ++second) {
+        const __m256i low = left.part(second), high = right.part(second);
 #pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        if (step == 0) {
-          dot_nibbles<true>(&sums[r][pair], low, high, values + r);
-        } else {
-          dot_nibbles<false>(&sums[r][pair], low, high, values + step * kRows + r);
+        for (int r = 0; r < kRows; ++r) {
+          if (step + second == 0) {
+            dot_nibbles<true>(&sums[r][pair], low, high, values + r);
+          } else {
+            dot_nibbles<false>(&sums[r][pair], low, high, values + (step * 2 + second) * kRows + r);
+          }
         }
       }
     }
   }
 }
 
-// The scales and zero points of a flush: 32 of each. Zero points come divided by 128, because the panel's offsets are
-// -128 times sums; both are exact.
+// One or two rows, eight inputs, 32 outputs of packed nibbles. At the pace of memory: each step prefetches its share,
+// because prefetches that come together are slower.
+#define OAG_PREFETCH_STEP "prefetcht0 2048(%[run])\n\tprefetcht0 2112(%[run])\n\t"
+#define OAG_OPEN_LINE(at)                                             \
+  "vmovdqu " at "(%[run]),%[last]\n\tvpand %[last],%[fifteens],%[first]\n\t" \
+  "vpsrlw $4,%[last],%[last]\n\tvpand %[last],%[fifteens],%[last]\n\t"
+#define OAG_ADD_LINE(sum, a, b)                                                            \
+  "vpmaddubsw %[" a "],%[first],%[first]\n\tvpmaddubsw %[" b "],%[last],%[last]\n\t"        \
+  "vpaddw %[first],%[" sum "],%[" sum "]\n\tvpaddw %[last],%[" sum "],%[" sum "]\n\t"
+#define OAG_ADD_FIRST_LINE(sum, a, b)                                                      \
+  "vpmaddubsw %[" a "],%[first],%[product]\n\tvpaddw %[product],%[" sum "],%[" sum "]\n\t" \
+  "vpmaddubsw %[" b "],%[last],%[product]\n\tvpaddw %[product],%[" sum "],%[" sum "]\n\t"
+
+inline void dot_packed(LineSums (&sums)[1], const uint8_t* run, const int32_t* values) {
+  __m256i a = sums[0].a, b = sums[0].b, c = sums[0].c, d = sums[0].d, first, last;
+#define OAG_LINE(at, sum) OAG_OPEN_LINE(at) OAG_ADD_LINE(sum, "v", "w")
+  __asm__(OAG_PREFETCH_STEP OAG_LINE("", "a") OAG_LINE("32", "b") OAG_LINE("64", "c") OAG_LINE("96", "d")
+          : [a] "+x"(a), [b] "+x"(b), [c] "+x"(c), [d] "+x"(d), [first] "=&x"(first), [last] "=&x"(last)
+          : [run] "r"(run), [fifteens] "x"(_mm256_set1_epi8(15)), [v] "x"(_mm256_set1_epi32(values[0])),
+            [w] "x"(_mm256_set1_epi32(values[1])), "m"(*reinterpret_cast<const uint8_t(*)[128]>(run)));
+#undef OAG_LINE
+  sums[0] = {a, b, c, d};
+}
+
+inline void dot_packed(LineSums (&sums)[2], const uint8_t* run, const int32_t* values) {
+  __m256i a = sums[0].a, b = sums[0].b, c = sums[0].c, d = sums[0].d;
+  __m256i e = sums[1].a, f = sums[1].b, g = sums[1].c, h = sums[1].d, first, last, product;
+#define OAG_LINES(at, sum, other) \
+  OAG_OPEN_LINE(at) OAG_ADD_FIRST_LINE(sum, "v", "x") OAG_ADD_LINE(other, "w", "y")
+  __asm__(OAG_PREFETCH_STEP OAG_LINES("", "a", "e") OAG_LINES("32", "b", "f") OAG_LINES("64", "c", "g") OAG_LINES("96", "d", "h")
+          : [a] "+x"(a), [b] "+x"(b), [c] "+x"(c), [d] "+x"(d), [e] "+x"(e), [f] "+x"(f), [g] "+x"(g), [h] "+x"(h),
+            [first] "=&x"(first), [last] "=&x"(last), [product] "=&x"(product)
+          : [run] "r"(run), [fifteens] "x"(_mm256_set1_epi8(15)), [v] "x"(_mm256_set1_epi32(values[0])),
+            [w] "x"(_mm256_set1_epi32(values[1])), [x] "x"(_mm256_set1_epi32(values[2])),
+            [y] "x"(_mm256_set1_epi32(values[3])), "m"(*reinterpret_cast<const uint8_t(*)[128]>(run)));
+#undef OAG_LINES
+  sums[0] = {a, b, c, d};
+  sums[1] = {e, f, g, h};
+}
+#undef OAG_PREFETCH_STEP
+#undef OAG_OPEN_LINE
+#undef OAG_ADD_LINE
+#undef OAG_ADD_FIRST_LINE
+
+template <int kRows>
+inline void stream_run(const uint8_t* run, const int32_t* values, __m256i (&sums)[kRows][4]) {
+  LineSums lines[kRows] = {};
+#pragma GCC unroll 4
+  for (int step = 0; step < kRunInputs / 8; ++step) dot_packed(lines, run + step * 128, values + step * 2 * kRows);
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    sums[r][0] = lines[r].a;
+    sums[r][1] = lines[r].b;
+    sums[r][2] = lines[r].c;
+    sums[r][3] = lines[r].d;
+  }
+}
+
+// The scales and zero points of a flush: 32 of each.
 struct PackedFactors {
   const uint8_t *scales, *zeros;
   __m256 scale(int line) const { return _mm256_cvtph_ps(load_16(scales + line * 16)); }
   __m256 zero(int line) const {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros + line * 8));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(1.0f / 128.0f));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
   }
   void advance() {
     scales += 2 * kTileOutputs;
@@ -115,7 +189,7 @@ struct UnpackedFactors {
 
 // acc += a panel times `flushes` flushes of `runs` runs each.
 template <class Nibbles, int kRows, class Factors>
-inline void multiply_flushes(const uint8_t* weights, Factors factors, int64_t flushes, int runs, IntPanel& panel,
+__attribute__((always_inline)) inline void multiply_flushes(const uint8_t* weights, Factors factors, int64_t flushes, int runs, IntPanel& panel,
                              Prefetching& ahead) {
   constexpr int kLines = kRows <= 3 ? 4 : 2;
   const __m256i ones = _mm256_set1_epi16(1);
@@ -125,8 +199,13 @@ inline void multiply_flushes(const uint8_t* weights, Factors factors, int64_t fl
       for (int run = 0; run < runs; ++run) {
         __m256i parts[kRows][kLines];
         ahead.advance();
-        run_of_nibbles<Nibbles, kRows>(weights + run * Nibbles::kRunBytes, line,
-                                       panel.values + run * (kRunInputs / 4) * kRows, parts);
+        const uint8_t* from = weights + run * Nibbles::kRunBytes;
+        const int32_t* values = panel.values + run * (kRunInputs / 4) * kRows;
+        if constexpr (kRows <= 2 && Nibbles::kPacked) {
+          stream_run(from, values, parts);
+        } else {
+          run_of_nibbles<Nibbles>(from, line, values, parts);
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -142,7 +221,8 @@ inline void multiply_flushes(const uint8_t* weights, Factors factors, int64_t fl
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
           float* acc = panel.acc + r * kTileOutputs + (line + l) * 8;
-          const __m256 offset = _mm256_cvtepi32_ps(_mm256_set1_epi32(panel.offsets[r]));
+          // -(sum of the activations): offsets are 128 times that
+          const __m256 offset = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_set1_epi32(panel.offsets[r]), 7));
           const __m256 sum = _mm256_fmadd_ps(zero, offset, _mm256_cvtepi32_ps(sums[r][l]));
           const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(panel.scales[r]), weight_scale);
           _mm256_storeu_ps(acc, _mm256_fmadd_ps(sum, factor, _mm256_loadu_ps(acc)));
@@ -176,25 +256,27 @@ struct SignedPanel {
       _mm256_store_si256(reinterpret_cast<__m256i*>(magnitudes + i), _mm256_abs_epi8(a));
       _mm256_store_si256(reinterpret_cast<__m256i*>(flips + i), _mm256_xor_si256(_mm256_cmpgt_epi8(zero, a), bias));
     }
-    for (int flush = 0; flush < flushes; ++flush) sum_columns(panel, flush, steps);
+    for (int flush = 0; flush < flushes; ++flush) {
+      // sum |a| where a < 0 = (sum |a| - sum a) / 2, and the panel brings -128 times the sum of a
+      const __m256i offsets = _mm256_maskload_epi32(panel.offsets + flush * panel.height, lane_mask(panel.height));
+      const __m256i twice = _mm256_add_epi32(sum_columns(flush, steps, panel.height), _mm256_srai_epi32(offsets, 7));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(starts + flush * panel.height), _mm256_srai_epi32(twice, 1));
+    }
   }
 
-  // sum |a| where a < 0 = (sum |a| - sum a) / 2, and the panel brings the sum of a.
-  void sum_columns(const IntPanel& panel, int flush, int steps) {
+  // sum |a| of each row, in the first `height` lanes.
+  __m256i sum_columns(int flush, int steps, int height) const {
+    const __m256i bytes = _mm256_set1_epi8(1), words = _mm256_set1_epi16(1);
+    const int stride = 8 % height == 0 ? 8 : height;  // whole registers where rows repeat within one
+    const uint32_t *from = magnitudes + flush * steps * height, *end = from + steps * height;
     __m256i sums = _mm256_setzero_si256();
-    const uint32_t* row = magnitudes + flush * steps * panel.height;
-    for (int step = 0; step < steps; ++step, row += panel.height)
-      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(load_32(row), _mm256_set1_epi8(1)));
-    const __m256i totals = _mm256_srai_epi32(  // -(sum of a)
-        _mm256_maskload_epi32(panel.offsets + flush * panel.height, lane_mask(panel.height)), 7);
-    sums = _mm256_add_epi32(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)), totals);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(starts + flush * panel.height), _mm256_srai_epi32(sums, 1));
+    for (; from < end; from += stride) sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(load_32(from), bytes));
+    sums = _mm256_madd_epi16(sums, words);
+    if (stride == 8) sums = _mm256_add_epi32(sums, _mm256_permute2x128_si256(sums, sums, 1));
+    if (height <= 2) sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+    if (height == 1) sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+    return sums;
   }
-};
-
-// Of a row and 32 outputs, eight outputs each.
-struct LineSums {
-  __m256i a, b, c, d;
 };
 
 // A row, a run of four inputs, 32 outputs: sums += weights * value.
@@ -234,7 +316,11 @@ inline void multiply_block(const uint8_t* weights, const float* weight_scales, i
     sums[r] = {start, start, start, start};
   }
   for (int step = 0; step < steps; ++step, weights += 128, magnitudes += height, flips += height) {
-    ahead.advance();
+    if (ahead.bytes > 0) {  // two each time, because a loop would cost more
+      vprefetch(ahead.from);
+      vprefetch(ahead.from + ahead.bytes / 2);
+      ahead.from += ahead.bytes;
+    }
 #pragma GCC unroll 3
     for (int r = 0; r < kRows; ++r) dot_bytes(sums[r], weights, ones, magnitudes + r, flips + r);
   }

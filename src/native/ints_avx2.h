@@ -9,7 +9,7 @@ namespace {
 constexpr int kFloatRows = 3;
 
 inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead& ahead) {
-  const int64_t bytes = ahead.stride / (panel.height <= kBlockRows ? 1 : 2);
+  const int64_t bytes = panel.height < kBlockRows ? 0 : ahead.stride / (panel.height <= kBlockRows ? 1 : 2);
   IntPanel rest = panel;
   for (int64_t g = 0; g < groups; g += kChunkGroups) {
     const int chunk = static_cast<int>(at_most(kChunkGroups, groups - g));
@@ -22,9 +22,11 @@ inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPane
 }
 
 template <int kRows>
-__attribute__((noinline)) void multiply_packed_int4(int group, const uint8_t* block, int64_t groups, IntPanel panel) {
+__attribute__((noinline)) void multiply_packed_int4(int group, const uint8_t* block, int64_t groups,
+                                                    const IntPanel& whole) {
+  IntPanel panel = whole;
   const int64_t block_bytes = nibble_block_bytes(WeightFormat::kInt4, group);
-  Prefetching ahead{block, 0};
+  Prefetching ahead{block + kStreamBytes, kRows < 3 ? 0 : block_bytes / (kRows == 3 ? 4 : 8)};
   for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
     const PackedFactors factors{block + nibble_scales_offset(), block + nibble_zeros_offset(group)};
     multiply_flushes<PackedNibbles, kRows>(block, factors, kActivationGroup / group, group / kRunInputs, panel, ahead);
@@ -36,7 +38,7 @@ inline void unpack_int4(int group, const uint8_t* block, uint8_t* weights, float
 #pragma GCC unroll 4
     for (int line = 0; line < 4; ++line) {
       for (int part = 0; part < 2; ++part) {
-        const __m256i nibbles = PackedNibbles::load(block, step * 2 + part, line);
+        const __m256i nibbles = PackedNibbles(block, step, line).part(part);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + (step * 2 + part) * 128 + line * 32), nibbles);
       }
     }
@@ -56,16 +58,19 @@ __attribute__((noinline)) void multiply_unpacked_int4(const uint8_t* weights, Un
   multiply_flushes<UnpackedNibbles, kRows>(weights, factors, flushes, runs, panel, ahead);
 }
 
+constexpr int64_t kPackedPanels = 2;  // as many do not pay for unpacking
+
 inline void multiply_int4(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
   const int group = matrix.group, per_group = kActivationGroup / group;
   const int64_t block_bytes = nibble_block_bytes(matrix.format, group);
   const uint8_t* block = tile + chunk.begin * block_bytes;
-  if (range.count == 1) {
-    const IntPanel panel = range.panel(0, chunk.begin);
-    return with_constant<kIntRows>(panel.height, [&](auto rows) {
+  for (int64_t p = 0; p < range.count && range.count <= kPackedPanels; ++p) {
+    const IntPanel panel = range.panel(p, chunk.begin);
+    with_constant<kIntRows>(panel.height, [&](auto rows) {
       multiply_packed_int4<decltype(rows)::value>(group, block, chunk.groups, panel);
     });
   }
+  if (range.count <= kPackedPanels) return;
   alignas(32) float zeros[kChunkGroups * 4 * kTileOutputs];
   for (int64_t i = 0; i < chunk.groups; ++i)
     unpack_int4(group, block + i * block_bytes, range.unpacked + i * kBlockWeights,
@@ -90,7 +95,7 @@ inline void unpack_nf4(int group, const uint8_t* block, uint8_t* weights, float*
   for (int step = 0; step < kActivationGroup / 4; ++step) {
 #pragma GCC unroll 4
     for (int line = 0; line < 4; ++line) {
-      const __m256i bytes = _mm256_shuffle_epi8(table, PackedNibbles::load(block, step, line));
+      const __m256i bytes = _mm256_shuffle_epi8(table, PackedNibbles(block, step / 2, line).part(step % 2));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + step * 128 + line * 32), bytes);
     }
   }
