@@ -5,7 +5,7 @@
 //    once per run of 32 inputs. What the zero points take away, zero * sum(activations), is exact in fp32.
 //  * int8 and nf4: the magnitude of the activation is the unsigned side and its sign moves to the weight by an xor that
 //    also takes away the weight's bias, so a pair is at most 2 * 127 * 128; each is widened at once. VPSIGNB would do
-//    without the correction in SignedPanel, but runs on the two ports that multiply (1.6 cycles instead of 1.1 on Zen 4).
+//    without the correction in SignedPanel, but runs on the two ports that multiply (1.6 cycles, not 1.1, on Zen 4).
 // The dot products are assembly, because GCC 12 otherwise loads activations long before it needs them and spills.
 #pragma once
 
@@ -98,7 +98,8 @@ inline void run_of_nibbles(const uint8_t* run, int line, const int32_t* values, 
           if (step + second == 0) {
             dot_nibbles<true>(&sums[r][pair], low, high, values + r);
           } else {
-            dot_nibbles<false>(&sums[r][pair], low, high, values + (step * 2 + second) * kRows + r);
+            const int32_t* value = values + (step * 2 + second) * kRows + r;
+            dot_nibbles<false>(&sums[r][pair], low, high, value);
           }
         }
       }
@@ -135,7 +136,8 @@ inline void dot_packed(LineSums (&sums)[2], const uint8_t* run, const int32_t* v
   __m256i e = sums[1].a, f = sums[1].b, g = sums[1].c, h = sums[1].d, first, last, product;
 #define OAG_LINES(at, sum, other) \
   OAG_OPEN_LINE(at) OAG_ADD_FIRST_LINE(sum, "v", "x") OAG_ADD_LINE(other, "w", "y")
-  __asm__(OAG_PREFETCH_STEP OAG_LINES("", "a", "e") OAG_LINES("32", "b", "f") OAG_LINES("64", "c", "g") OAG_LINES("96", "d", "h")
+  __asm__(OAG_PREFETCH_STEP OAG_LINES("", "a", "e") OAG_LINES("32", "b", "f")
+          OAG_LINES("64", "c", "g") OAG_LINES("96", "d", "h")
           : [a] "+x"(a), [b] "+x"(b), [c] "+x"(c), [d] "+x"(d), [e] "+x"(e), [f] "+x"(f), [g] "+x"(g), [h] "+x"(h),
             [first] "=&x"(first), [last] "=&x"(last), [product] "=&x"(product)
           : [run] "r"(run), [fifteens] "x"(_mm256_set1_epi8(15)), [v] "x"(_mm256_set1_epi32(values[0])),
@@ -190,8 +192,9 @@ struct UnpackedFactors {
 
 // acc += a panel times `flushes` flushes of `runs` runs each.
 template <class Nibbles, int kRows, class Factors>
-__attribute__((always_inline)) inline void multiply_flushes(const uint8_t* weights, Factors factors, int64_t flushes, int runs, IntPanel& panel,
-                             Prefetching& ahead) {
+__attribute__((always_inline)) inline void multiply_flushes(const uint8_t* weights, Factors factors,
+                                                            int64_t flushes, int runs, IntPanel& panel,
+                                                            Prefetching& ahead) {
   constexpr int kLines = kRows <= 3 ? 4 : 2;
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t flush = 0; flush < flushes; ++flush, factors.advance()) {
@@ -242,8 +245,8 @@ __attribute__((always_inline)) inline void multiply_flushes(const uint8_t* weigh
 constexpr int kBlockRows = 3;  // rows whose sums fit the registers, for all 32 outputs
 constexpr int kMostWords = kChunkGroups * kActivationGroup / 4 * kIntRows;
 
-// The activations of a panel taken apart, for one chunk of inputs: a * w = |a| * (w or, where a < 0, ~w), plus |a| where
-// a < 0. Weights are w + 128; xor with `flips` makes of them what |a| multiplies.
+// The activations of a panel taken apart, for one chunk of inputs: a * w = |a| * w where a >= 0, and |a| * ~w + |a|
+// where a < 0. Weights are w + 128; xor with `flips` makes of them what |a| multiplies.
 struct SignedPanel {
   alignas(32) uint32_t magnitudes[kMostWords + 8];
   alignas(32) uint32_t flips[kMostWords];
