@@ -9,7 +9,13 @@ namespace oag {
 namespace {
 
 constexpr int kPassRows = 96;    // rows that go through a tile together
-constexpr int kChunkGroups = 8;  // groups of 128 inputs that all panels of a pass go through together
+// Groups of 128 inputs that all panels of a pass go through together: many, so that starting and ending a panel costs
+// little; as many as a set that unpacks or prepares them keeps in the L1 cache.
+#ifdef __AVX512F__
+constexpr int kChunkGroups = 8;
+#else
+constexpr int kChunkGroups = 4;
+#endif
 constexpr int kUnpackedGroups = 4;  // of nibbles unpacked at a time: 16 KiB of weights, for the L1 cache
 constexpr int kBlockWeights = kActivationGroup * kTileOutputs;  // bytes of 128 inputs as u8
 constexpr int kStreamingRows = 4;  // as many rows cannot keep up with memory

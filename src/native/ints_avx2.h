@@ -1,117 +1,131 @@
-// Integer micro-kernels with VPMADDUBSW, which saturates at 16 bits: the unsigned side is the magnitude of the weight
-// and the sign moves to the activation, so that a pair sums to at most 2 * 128 * 127 < 2^15.
+// Integer micro-kernels for AVX2: what calls the dot products of dots_avx2.h.
 #pragma once
 
-#include "int_panels.h"
+#include "dots_avx2.h"
 
 namespace oag {
 namespace {
 
-constexpr int kIntRows = 4;
 constexpr int kFloatRows = 3;
 
-inline __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-
-inline void flush_line(float* acc, __m256i sums, __m256 factor) {
-  _mm256_storeu_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), factor, _mm256_loadu_ps(acc)));
+inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead& ahead) {
+  const int64_t bytes = panel.height < kBlockRows ? 0 : ahead.stride / (panel.height <= kBlockRows ? 1 : 2);
+  IntPanel rest = panel;
+  for (int64_t g = 0; g < groups; g += kChunkGroups) {
+    const int chunk = static_cast<int>(at_most(kChunkGroups, groups - g));
+    const uint8_t* from = ahead.from + g * kActivationGroup / 4 * ahead.stride;
+    multiply_steps(weights + g * kBlockWeights, nullptr, chunk, kActivationGroup / 4, rest, {from, bytes});
+    rest.values += chunk * kActivationGroup / 4 * panel.height;
+    rest.scales += chunk * panel.height;
+    rest.offsets += chunk * panel.height;
+  }
 }
 
-// Sixteen outputs of a flush, for all rows.
 template <int kRows>
-inline void int_half_panel(const uint8_t* weights, const float* weight_scales, int flush_steps, const int32_t* values,
-                           const float* scales, float* acc) {
-  const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
-  __m256i sums[kRows][2];
+__attribute__((noinline)) void multiply_packed_int4(int group, const uint8_t* block, int64_t groups,
+                                                    const IntPanel& whole) {
+  IntPanel panel = whole;
+  const int64_t block_bytes = nibble_block_bytes(WeightFormat::kInt4, group);
+  Prefetching ahead{block + kStreamBytes, kRows < 3 ? 0 : block_bytes / (kRows == 3 ? 4 : 8)};
+  for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
+    const PackedFactors factors{block + nibble_scales_offset(), block + nibble_zeros_offset(group)};
+    multiply_flushes<PackedNibbles, kRows>(block, factors, kActivationGroup / group, group / kRunInputs, panel, ahead);
+  }
+}
+
+inline void unpack_int4(int group, const uint8_t* block, uint8_t* weights, float* scales, float* zeros) {
+  for (int step = 0; step < kActivationGroup / 8; ++step) {
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-  for (int step = 0; step < flush_steps; ++step) {
-#pragma GCC unroll 2
-    for (int l = 0; l < 2; ++l) {
-      const __m256i w = _mm256_xor_si256(load_32(weights + step * 128 + l * 32), flip);
-      const __m256i magnitude = _mm256_abs_epi8(w);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i a = _mm256_sign_epi8(_mm256_set1_epi32(values[step * kRows + r]), w);
-        sums[r][l] = _mm256_add_epi32(sums[r][l], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), ones));
+    for (int line = 0; line < 4; ++line) {
+      for (int part = 0; part < 2; ++part) {
+        const __m256i nibbles = PackedNibbles(block, step, line).part(part);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + (step * 2 + part) * 128 + line * 32), nibbles);
       }
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    const __m256 a = _mm256_set1_ps(scales[r]);
-#pragma GCC unroll 2
-    for (int l = 0; l < 2; ++l) {
-      const __m256 factor = weight_scales ? _mm256_mul_ps(a, _mm256_loadu_ps(weight_scales + l * 8)) : a;
-      flush_line(acc + r * kTileOutputs + l * 8, sums[r][l], factor);
+  PackedFactors factors{block + nibble_scales_offset(), block + nibble_zeros_offset(group)};
+  for (int flush = 0; flush < kActivationGroup / group; ++flush, factors.advance()) {
+    for (int line = 0; line < 4; ++line) {
+      _mm256_storeu_ps(scales + flush * kTileOutputs + line * 8, factors.scale(line));
+      _mm256_storeu_ps(zeros + flush * kTileOutputs + line * 8, factors.zero(line));
     }
   }
 }
 
-// See ints_scalar.h.
 template <int kRows>
-__attribute__((noinline)) void multiply_rows(const uint8_t* weights, const float* weight_scales, int flush_steps,
-                                             int flushes, const IntPanel& panel) {
-  const int32_t* values = panel.values;
-  for (int flush = 0; flush < flushes; ++flush) {
-    const float* group_scales = panel.scales + flush * kRows;
-    for (int half = 0; half < 2; ++half) {
-      const float* half_scales = weight_scales ? weight_scales + flush * kTileOutputs + half * 16 : nullptr;
-      int_half_panel<kRows>(weights + half * 64, half_scales, flush_steps, values, group_scales,
-                            panel.acc + half * 16);
-    }
-    weights += flush_steps * 128;
-    values += flush_steps * kRows;
+__attribute__((noinline)) void multiply_unpacked_int4(const uint8_t* weights, UnpackedFactors factors, int64_t flushes,
+                                                      int runs, IntPanel panel, Prefetching ahead) {
+  multiply_flushes<UnpackedNibbles, kRows>(weights, factors, flushes, runs, panel, ahead);
+}
+
+constexpr int64_t kPackedPanels = 2;  // as many do not pay for unpacking
+
+inline void multiply_int4(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
+  const int group = matrix.group, per_group = kActivationGroup / group;
+  const int64_t block_bytes = nibble_block_bytes(matrix.format, group);
+  const uint8_t* block = tile + chunk.begin * block_bytes;
+  for (int64_t p = 0; p < range.count && range.count <= kPackedPanels; ++p) {
+    const IntPanel panel = range.panel(p, chunk.begin);
+    with_constant<kIntRows>(panel.height, [&](auto rows) {
+      multiply_packed_int4<decltype(rows)::value>(group, block, chunk.groups, panel);
+    });
   }
-}
-
-inline void multiply_scaled(const uint8_t* weights, const float* weight_scales, int flush_steps, int flushes,
-                            const IntPanel& panel) {
-  with_constant<kIntRows>(panel.height, [&](auto rows) {
-    multiply_rows<decltype(rows)::value>(weights, weight_scales, flush_steps, flushes, panel);
-  });
-}
-
-inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPanel& panel, const Ahead&) {
-  multiply_scaled(weights, nullptr, 32, static_cast<int>(groups), panel);
+  if (range.count <= kPackedPanels) return;
+  alignas(32) float zeros[kChunkGroups * 4 * kTileOutputs];
+  for (int64_t i = 0; i < chunk.groups; ++i)
+    unpack_int4(group, block + i * block_bytes, range.unpacked + i * kBlockWeights,
+                range.weight_scales + i * per_group * kTileOutputs, zeros + i * per_group * kTileOutputs);
+  for (int64_t p = 0; p < range.count; ++p) {
+    const IntPanel panel = range.panel(p, chunk.begin);
+    const Ahead ahead = range.ahead(p, block, chunk.groups * block_bytes);
+    with_constant<kIntRows>(panel.height, [&](auto rows) {
+      constexpr int r = decltype(rows)::value;
+      const int64_t bytes = ahead.stride * 4 / (r <= 3 ? 1 : 2);
+      multiply_unpacked_int4<r>(range.unpacked, {range.weight_scales, zeros}, chunk.groups * per_group,
+                                group / kRunInputs, panel, {ahead.from, bytes});
+    });
+  }
 }
 
 constexpr bool kStreamsPairs = false;
 inline void stream_tiles(const uint8_t* const*, int64_t, const IntPanel&) {}
 
-inline void unpack_nibbles(WeightFormat format, int group, const uint8_t* block, uint8_t* weights,
-                           float* weight_scales) {
-  const bool is_int4 = format == WeightFormat::kInt4;
-  const __m256i low_mask = _mm256_set1_epi8(15);
+// nf4: a table of codes + 128, then as int8 with scales.
+inline void unpack_nf4(int group, const uint8_t* block, uint8_t* weights, float* scales) {
   alignas(16) uint8_t codes[16];
   for (int i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(kNf4Codes[i] + 128);
   const __m256i table = _mm256_broadcastsi128_si256(load_16(codes));
-  for (int step = 0; step < kActivationGroup / 8; ++step) {
-    for (int line = 0; line < 4; ++line) {  // eight outputs
-      const __m256i packed = load_32(block + step * 128 + line * 32);
-      __m256i low = _mm256_and_si256(packed, low_mask);
-      __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_mask);
-      if (is_int4) {
-        const uint8_t* zeros = block + nibble_zeros_offset(group) + step * 8 / group * kTileOutputs + line * 8;
-        const __m256i spread =
-            _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros))),
-                               _mm256_set1_epi32(0x01010101));
-        const __m256i offset = _mm256_sub_epi8(_mm256_set1_epi8(-128), spread);
-        low = _mm256_add_epi8(low, offset);
-        high = _mm256_add_epi8(high, offset);
-      } else {
-        low = _mm256_shuffle_epi8(table, low);
-        high = _mm256_shuffle_epi8(table, high);
-      }
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + step * 256 + line * 32), low);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + step * 256 + 128 + line * 32), high);
+  for (int step = 0; step < kActivationGroup / 4; ++step) {
+#pragma GCC unroll 4
+    for (int line = 0; line < 4; ++line) {
+      const __m256i bytes = _mm256_shuffle_epi8(table, PackedNibbles(block, step / 2, line).part(step % 2));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + step * 128 + line * 32), bytes);
     }
   }
-  const Vec unit = vset(is_int4 ? 1.0f : kNf4Unit);
-  for (int i = 0; i < kActivationGroup / group * kTileOutputs; i += 16) {
-    uint16_t halves[16];
-    std::memcpy(halves, block + nibble_scales_offset() + i * 2, sizeof halves);
-    vstore(weight_scales + i, vmul(vload_half(halves), unit));
+  for (int i = 0; i < kActivationGroup / group * kTileOutputs; i += 8) {
+    const __m256 scale = _mm256_cvtph_ps(load_16(block + nibble_scales_offset() + i * 2));
+    _mm256_storeu_ps(scales + i, _mm256_mul_ps(scale, _mm256_set1_ps(kNf4Unit)));
   }
+}
+
+inline void multiply_nf4(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
+  const int group = matrix.group, per_group = kActivationGroup / group;
+  const int64_t block_bytes = nibble_block_bytes(matrix.format, group);
+  for (int64_t g = 0; g < chunk.groups; g += kChunkGroups) {
+    const int groups = static_cast<int>(at_most(kChunkGroups, chunk.groups - g));
+    const uint8_t* block = tile + (chunk.begin + g) * block_bytes;
+    for (int i = 0; i < groups; ++i)
+      unpack_nf4(group, block + i * block_bytes, range.unpacked + i * kBlockWeights,
+                 range.weight_scales + i * per_group * kTileOutputs);
+    for (int64_t p = 0; p < range.count; ++p)
+      multiply_steps(range.unpacked, range.weight_scales, groups * per_group, group / 4,
+                     range.panel(p, chunk.begin + g), {block, 0});
+  }
+}
+
+inline void multiply_nibbles(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
+  if (matrix.format == WeightFormat::kInt4) return multiply_int4(matrix, tile, chunk, range);
+  multiply_nf4(matrix, tile, chunk, range);
 }
 
 #define OAG_PEAK_ONE(n) "vfmadd231ps %%ymm14,%%ymm15,%%ymm" #n "\n\t"

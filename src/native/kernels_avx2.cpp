@@ -2,7 +2,6 @@
 #include "vector_avx2.h"
 #include "attention_dots_avx2.h"
 #include "ints_avx2.h"
-#include "nibbles_unpacked.h"
 
 #include "dispatch.h"
 #include "table.h"

@@ -26,13 +26,16 @@ class Roofline:
     small_page_read_bytes_per_second: float
 
 
-def measure_roofline(num_threads: int) -> Roofline:
-    """Measure the limits of `num_threads` threads; takes about a second and PROBE_BYTES of memory."""
+def measure_roofline(num_threads: int, isa: str = "") -> Roofline:
+    """Measure the limits of `num_threads` threads, with an instruction set (default: the best).
+
+    Takes about a second and PROBE_BYTES of memory.
+    """
     from openautoglm.native import _core
 
-    peaks = {kind: _core.probe_peak(kind, num_threads, PROBE_SECONDS) for kind in ("int8", "bf16", "f32")}
+    peaks = {kind: _core.probe_peak(kind, num_threads, PROBE_SECONDS, isa=isa) for kind in ("int8", "bf16", "f32")}
     return Roofline(
-        isa=_core.selected_isa(),
+        isa=_core.selected_isa(isa),
         num_threads=num_threads,
         int8_operations_per_second=peaks["int8"] or peaks["f32"],
         bf16_operations_per_second=peaks["bf16"] or peaks["f32"],

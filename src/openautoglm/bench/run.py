@@ -12,7 +12,7 @@ from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.engine.assemble import Prepared, prepare
 from openautoglm.engine.options import EngineOptions
 from openautoglm.errors import DoesNotFitError, UnsupportedModelError
-from openautoglm.executor.load import load_model
+from openautoglm.executor.load import chosen_instruction_set, load_model
 from openautoglm.executor.measured import measured_memory
 from openautoglm.families.registry import weight_map
 from openautoglm.probe.process_memory import measure_process_memory, reset_peak_resident
@@ -36,7 +36,8 @@ def bench_model(
             f"{plan.model} cannot run yet, so it cannot be measured: {', '.join(plan.unsupported)}",
             features=plan.unsupported,
         )
-    before = measure_roofline(plan.num_threads)
+    isa = chosen_instruction_set()
+    before = measure_roofline(plan.num_threads, isa)
     directory = prepared.directory(progress=progress)
     reset_peak_resident()
     runtime_bytes = measure_process_memory().pss_bytes
@@ -55,7 +56,7 @@ def bench_model(
     return BenchReport(
         plan=plan,
         processor=prepared.machine.cpu.name,
-        roofline=best_of(before, measure_roofline(plan.num_threads)),
+        roofline=best_of(before, measure_roofline(plan.num_threads, isa)),
         load_seconds=load_seconds,
         measurements=measurements,
         memory=memory,

@@ -109,7 +109,7 @@ def _decoder(spec: ArchSpec, plan: Plan, loader: _Loader, pool: _core.ThreadPool
         max_step_rows=plan.max_step_rows,
     )
     with _named_allocation(f"the workspace of steps of {plan.max_step_tokens} tokens"):
-        return _core.Decoder(pool, loader.store, kv, config, _instruction_set())
+        return _core.Decoder(pool, loader.store, kv, config, chosen_instruction_set())
 
 
 class _Loader:
@@ -222,7 +222,7 @@ def plan_name(formats: ModelFormats) -> str:
     )
 
 
-def _instruction_set() -> str:
+def chosen_instruction_set() -> str:
     name = os.environ.get(ISA_VARIABLE, "")
     available = _core.available_isas()
     if name and name not in available:
