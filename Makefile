@@ -69,7 +69,7 @@ $(VENV)/.installed: $(VENV)/bin/pip $(SOURCES)
 
 # The installed package names its extras: nothing is built again for them.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install -q "openautoglm[test]" cmake ninja
+	$(BIN)/pip install -q "openautoglm[test]" cmake ninja nanobind
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test

@@ -223,6 +223,7 @@ def plan_name(formats: ModelFormats) -> str:
 
 
 def chosen_instruction_set() -> str:
+    """Return the set that `OPENAUTOGLM_ISA` names, "" for the best; raise `ConfigError` if it cannot run here."""
     name = os.environ.get(ISA_VARIABLE, "")
     available = _core.available_isas()
     if name and name not in available:
