@@ -110,10 +110,15 @@ def memory_levels(root: Path) -> tuple[CgroupMemory, ...]:
     """Return every level above this process that limits memory, version 1 and 2."""
     found = []
     for version, directory in group_levels(root, "memory"):
-        level = _memory_v2(directory) if version == 2 else _memory_v1(directory)
+        level = read_memory_level(version, directory)
         if level is not None:
             found.append(level)
     return tuple(found)
+
+
+def read_memory_level(version: int, directory: Path) -> CgroupMemory | None:
+    """Return one group's memory limit and use; None if it has no limit, or is gone."""
+    return _memory_v2(directory) if version == 2 else _memory_v1(directory)
 
 
 def _memory_v2(directory: Path) -> CgroupMemory | None:
