@@ -13,6 +13,7 @@
     ├── HubError                 resolving or downloading a model reference
     ├── TemplateError            the checkpoint's chat template
     ├── TokenizerError           tokenizer.json
+    ├── DowngradeError           --strict: something would be done differently than asked; carries the notice's code
     ├── DoesNotFitError          no plan fits the budget: carries the nearest plans
     ├── OutOfMemoryError         an allocation failed at a named boundary
     ├── RequestError             one request is at fault (HTTP 4xx); names the parameter
@@ -86,6 +87,14 @@ class TemplateError(OpenAutoGLMError):
 
 class TokenizerError(OpenAutoGLMError):
     """The checkpoint's tokenizer files cannot be used."""
+
+
+class DowngradeError(OpenAutoGLMError):
+    """With --strict: a fallback or downgrade would be taken at load; `code` is the notice's (see spec/notices.py)."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class DoesNotFitError(OpenAutoGLMError):

@@ -25,6 +25,7 @@ from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
@@ -114,11 +115,14 @@ def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:
 class LLM:
     """A loaded model. Close it, or use it in a `with` block, to give its memory back.
 
-    `cache` is the directory of packed weights of earlier loads, "off", or None for the user's default.
+    `cache` is the directory of packed weights of earlier loads, "off", or None for the user's default. `strict` raises
+    `DowngradeError` where the load would do anything differently than asked; else `notices` tells.
     """
 
-    def __init__(self, model: str, *, cache: str | None = None, **settings: Unpack[GoalSettings]) -> None:
-        options = EngineOptions(model=model, goal=make_goal(settings), cache=cache)
+    def __init__(
+        self, model: str, *, cache: str | None = None, strict: bool = False, **settings: Unpack[GoalSettings]
+    ) -> None:
+        options = EngineOptions(model=model, goal=make_goal(settings), cache=cache, strict=strict)
         self._start(open_engine(prepare(options, to_run=True)))
 
     @classmethod
@@ -131,12 +135,13 @@ class LLM:
         progress: ProgressCallback | None = None,
         chat: bool = False,
         cache: str | None = None,
+        strict: bool = False,
     ) -> LLM:
         """Open a model for a goal; `on_plan` sees the plan before anything is loaded.
 
         With `chat`, a model without a chat template is refused before the load, which may take minutes.
         """
-        prepared = prepare(EngineOptions(model=model, goal=goal, cache=cache), to_run=True)
+        prepared = prepare(EngineOptions(model=model, goal=goal, cache=cache, strict=strict), to_run=True)
         if on_plan is not None:
             on_plan(prepared.plan)
         if chat:
@@ -161,6 +166,11 @@ class LLM:
     def receipt(self) -> str:
         """Planned, measured and unaccounted bytes as a table."""
         return self._opened.receipt
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What the load did differently than asked: fallbacks and downgrades."""
+        return self._opened.description.notices
 
     @property
     def tokenizer(self) -> Tokenizer:

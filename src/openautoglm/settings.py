@@ -90,6 +90,12 @@ def _one_of(*names: str) -> Callable[[str | int], str]:
     return check
 
 
+def _switch(value: str | int) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ConfigError("expected true or false")
+    return str(value).lower() == "true"
+
+
 _MANY = 1 << 30
 SETTINGS = (
     SettingSpec(name="memory", default=None, check=_size, help="Memory budget of the whole process tree."),
@@ -114,6 +120,7 @@ SETTINGS = (
     ),
     SettingSpec(name="threads", default=None, check=_integer(1, 4096), help="Compute threads (usable cores)."),
     SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),
+    SettingSpec(name="strict", default=False, check=_switch, help="Whether fallbacks and downgrades are errors."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),

@@ -172,12 +172,17 @@ def test_the_template_sees_roles_parts_tools_and_variables(server: Live) -> None
     assert text == '<|system|>be brief<|user|>a\nb<|assistant|>{"x": [1]}<|user|>3!<|assistant|>'
 
 
-def test_unknown_fields_are_tolerated(server: Live) -> None:
+def test_unknown_fields_are_tolerated_and_named(server: Live) -> None:
     answer = server.chat(
         nobody_knows_this={"a": 1}, user="me", metadata={}, parallel_tool_calls=True, service_tier="auto",
         response_format={"type": "text"}, best_of=1, tools=[], store=False, modalities=["text"], functions=None,
     )  # fmt: skip
     assert answer.status_code == 200, answer.text
+    notices = answer.json()["openautoglm"]["notices"]
+    assert [notice["code"] for notice in notices] == ["fields_ignored"]
+    assert "nobody_knows_this" in notices[0]["message"]
+    for silent in ("user", "tools", "store", "best_of"):
+        assert silent not in notices[0]["message"]
 
 
 def test_the_phone_agents_request(server: Live) -> None:

@@ -103,10 +103,22 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tokenizer: Tokenizer) ->
         tokenizer.check_vocabulary(tokenizer.vocab_size - 1)
 
 
-def test_a_text_within_the_token_limit_is_never_above_the_byte_limit(tokenizer: Tokenizer) -> None:
+def test_a_text_within_the_limit_is_encoded_and_one_beyond_is_not(tokenizer: Tokenizer) -> None:
     for text in CORPUS:
-        assert len(text.encode()) <= tokenizer.max_text_bytes(len(tokenizer.encode(text)))
-    assert tokenizer.max_text_bytes(8192) < 10_000_000
+        tokens = tokenizer.encode(text)
+        assert tokenizer.encode_at_most(text, len(tokens)) == tokens
+    # A million characters that make few tokens a piece, and as many that make one each.
+    long = (CORPUS[0] * (1_000_000 // len(CORPUS[0]) + 1))[:1_000_000]
+    tokens = tokenizer.encode(long)
+    assert tokenizer.encode_at_most(long, len(tokens)) == tokens
+    assert tokenizer.encode_at_most(long, len(tokens) // 2) is None
+    assert tokenizer.encode_at_most("\x01" * 1_000_000, 100_000) is None
+
+
+def test_what_opens_a_text_is_no_role(tokenizer: Tokenizer) -> None:
+    opening = tokenizer.opening_token_ids
+    assert opening <= tokenizer.special_token_ids
+    assert not opening & {tokenizer.token_id(role) for role in ("<|user|>", "<|assistant|>", "<|system|>")}
 
 
 def test_a_missing_file_says_what_is_there(tmp_path: Path) -> None:

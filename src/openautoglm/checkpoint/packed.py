@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from openautoglm.checkpoint.packed_reader import PackedReader
 from openautoglm.checkpoint.packed_writer import PackedWriter
 from openautoglm.errors import ConfigError
 from openautoglm.log import get_logger
+from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.units import GIB, MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ class PackedCache:
     """A directory of packed files, made when the first one is written.
 
     Checkpoints of less than `min_source_bytes` are not cached; all files together stay within `max_bytes`; nothing is
-    written that would leave less than `spare_disk_bytes` free.
+    written that would leave less than `spare_disk_bytes` free. `notices` hears of what could not be read or written.
     """
 
     directory: Path
     min_source_bytes: int = MIN_SOURCE_BYTES
     max_bytes: int = MAX_CACHE_BYTES
     spare_disk_bytes: int = SPARE_DISK_BYTES
+    notices: Notices = field(default_factory=Notices, compare=False)
 
     def path(self, layout: PackedLayout) -> Path:
         """Return where a layout's file stands, whether it exists or not."""
@@ -132,7 +134,11 @@ class PackedCache:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.remove_stale()
         if layout.file_bytes > self.max_bytes:
-            _LOGGER.info("not cached: %s exceed the cache's limit", format_bytes(layout.file_bytes))
+            self.notices.add(
+                NoticeCode.PACKED_CACHE_NOT_WRITTEN,
+                f"packed weights are not cached: they take {format_bytes(layout.file_bytes)}, and the cache may hold "
+                f"{format_bytes(self.max_bytes)}",
+            )
             return False
         entries = [*self._entries(_PACKED), *self._entries(_PARTIAL)]
         total_bytes = sum(status.st_size for _, status in entries)
@@ -143,12 +149,11 @@ class PackedCache:
                 total_bytes -= status.st_size
         free_bytes = shutil.disk_usage(self.directory).free
         if free_bytes < layout.file_bytes + self.spare_disk_bytes:
-            _LOGGER.warning(
-                "packed weights are not cached: they take %s and %s would stay spare, but %s has only %s free",
-                format_bytes(layout.file_bytes),
-                format_bytes(self.spare_disk_bytes),
-                self.directory,
-                format_bytes(free_bytes),
+            self.notices.add(
+                NoticeCode.PACKED_CACHE_NOT_WRITTEN,
+                f"packed weights are not cached: they take {format_bytes(layout.file_bytes)} and "
+                f"{format_bytes(self.spare_disk_bytes)} would stay spare, but {self.directory} has only "
+                f"{format_bytes(free_bytes)} free",
             )
             return False
         return True
@@ -167,28 +172,38 @@ class PackedCache:
         return found
 
     def _warn(self, error: OSError) -> None:
-        _LOGGER.warning(
-            "packed weights are not cached in %s (%s): the next start will quantise again; "
-            "choose another directory with --cache, or none with --no-cache",
-            self.directory,
-            error.strerror or error,
+        self.notices.add(
+            NoticeCode.PACKED_CACHE_NOT_WRITTEN,
+            f"packed weights are not cached in {self.directory} ({error.strerror or error}): the next start will "
+            "quantise again; choose another directory with --cache, or none with --no-cache",
         )
 
 
-def open_cache(setting: str | None, environment: Mapping[str, str] | None = None) -> PackedCache | None:
+def open_cache(
+    setting: str | None, environment: Mapping[str, str] | None = None, *, notices: Notices | None = None
+) -> PackedCache | None:
     """Return the cache of a setting: a directory, "off" (None is returned), or None for the user's default.
+
+    `notices` hears of what goes wrong with it, and of a user who has no home for it.
 
     Raises `ConfigError` for a directory below the home of an unknown user.
     """
+    notices = Notices() if notices is None else notices
     if setting == OFF:
         return None
     if setting is not None:
         try:
-            return PackedCache(directory=Path(setting).expanduser())
+            return PackedCache(directory=Path(setting).expanduser(), notices=notices)
         except RuntimeError as error:
             raise ConfigError(f"the cache directory {setting!r} names no home directory: {error}") from error
     directory = default_directory(os.environ if environment is None else environment)
-    return None if directory is None else PackedCache(directory=directory)
+    if directory is None:
+        notices.add(
+            NoticeCode.PACKED_CACHE_NOT_WRITTEN,
+            "packed weights are not cached: this user has no home directory; set HOME, --cache DIR or --no-cache",
+        )
+        return None
+    return PackedCache(directory=directory, notices=notices)
 
 
 def default_directory(environment: Mapping[str, str]) -> Path | None:

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from openautoglm.cli.cache_options import cache_options
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.errors import ConfigError, InvalidRequestError
 from openautoglm.spec.goal import Goal
@@ -18,7 +18,7 @@ from openautoglm.spec.plan import Plan
 @model_argument()
 @click.argument("prompt", required=False)
 @goal_options
-@cache_options
+@load_options
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
@@ -32,6 +32,7 @@ def run_command(
     prompt: str | None,
     goal: Goal,
     cache: str | None,
+    strict: bool,
     system: str | None,
     raw: bool,
     max_tokens: int | None,
@@ -61,7 +62,13 @@ def run_command(
     with (
         LoadProgress() as progress,
         LLM.open(
-            model, goal, on_plan=None if quiet else _show_plan, progress=progress, chat=not raw, cache=cache
+            model,
+            goal,
+            on_plan=None if quiet else _show_plan,
+            progress=progress,
+            chat=not raw,
+            cache=cache,
+            strict=strict,
         ) as llm,
     ):
         progress.finish()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from openautoglm.cli.cache_options import cache_options
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.spec.goal import Goal
 
@@ -13,7 +13,7 @@ from openautoglm.spec.goal import Goal
 @click.command("serve")
 @model_argument()
 @goal_options
-@cache_options
+@load_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; outside needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
 @click.option(
@@ -44,6 +44,7 @@ def serve_command(
     model: str,
     goal: Goal,
     cache: str | None,
+    strict: bool,
     host: str,
     port: int,
     api_key: str | None,
@@ -64,7 +65,13 @@ def serve_command(
 
     options = ServeOptions(
         engine=EngineOptions(
-            model=model, goal=goal, max_running=max_running, max_queued=max_queued, server=True, cache=cache
+            model=model,
+            goal=goal,
+            max_running=max_running,
+            max_queued=max_queued,
+            server=True,
+            cache=cache,
+            strict=strict,
         ),
         host=host,
         port=port,

@@ -13,6 +13,7 @@ from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.checkpoint.packed import open_cache
 from openautoglm.engine.client import EngineDescription
+from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
@@ -23,7 +24,6 @@ from openautoglm.executor.native import NativeExecutor
 from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
-from openautoglm.log import get_logger
 from openautoglm.memory.ledger import Ledger
 from openautoglm.planner.explain import plan_table, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
@@ -33,11 +33,10 @@ from openautoglm.probe.process_memory import measure_process_memory
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.machine import MachineSpec
+from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.tokenizer import Tokenizer
-
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +100,14 @@ def open_engine(
 
     `progress` hears of the stages "download" and "load". `heartbeat` is advanced by the native step as well. Raises
     `UnsupportedModelError` naming what the executor lacks, `HubError`, `CheckpointError`, `TokenizerError` and
-    `OutOfMemoryError`. Peak memory is the plan's.
+    `OutOfMemoryError`, and with `strict` `DowngradeError`. Peak memory is the plan's.
     """
     plan, spec = prepared.plan, prepared.spec
     _check_supported(plan.model, plan.unsupported)
+    notices = Notices(strict=prepared.options.strict)
+    note_downgrades(notices, prepared.machine, plan, max_running=prepared.options.max_running)
     directory = prepared.directory(progress=progress)
-    defaults = read_generation_defaults(directory, prepared.config)
-    _check_eos(defaults.eos_token_ids, spec)
+    defaults = _generation_defaults(prepared, directory, notices)
     tokenizer = Tokenizer.from_directory(directory)
     tokenizer.check_vocabulary(spec.vocab_size)
     # A server's plan covers the HTTP process, which started this one, and its template worker too.
@@ -115,7 +115,7 @@ def open_engine(
     runtime_bytes = measure_process_memory(tree).pss_bytes
     ledger = Ledger(plan.budget_bytes)
     ledger.reserve("runtime", plan.breakdown.runtime_bytes)
-    executor = _load(prepared, directory, ledger, progress)
+    executor = _load(prepared, directory, ledger, notices, progress)
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
@@ -134,14 +134,6 @@ def open_engine(
     except BaseException:
         executor.close()
         raise
-    description = EngineDescription(
-        model=plan.model,
-        fingerprint=executor.determinism(),
-        context_tokens=engine.limits.context_tokens,
-        vocab_size=spec.vocab_size,
-        max_queued_requests=engine.max_queued,
-        plan_table=f"{plan_table(plan)}\n\n{receipt}",
-    )
     return OpenedEngine(
         engine=engine,
         executor=executor,
@@ -150,13 +142,34 @@ def open_engine(
         plan=plan,
         receipt=receipt,
         default_sampling=default_sampling(defaults),
-        description=description,
+        description=EngineDescription(
+            model=plan.model,
+            fingerprint=executor.determinism(),
+            context_tokens=engine.limits.context_tokens,
+            vocab_size=spec.vocab_size,
+            max_queued_requests=engine.max_queued,
+            plan_table=f"{plan_table(plan)}\n\n{receipt}",
+            notices=notices.taken(),
+        ),
         ledger=ledger,
     )
 
 
-def _load(prepared: Prepared, directory: Path, ledger: Ledger, progress: ProgressCallback | None) -> NativeExecutor:
-    cache = open_cache(prepared.options.cache)
+def _generation_defaults(prepared: Prepared, directory: Path, notices: Notices) -> GenerationDefaults:
+    """Read what the checkpoint says of generating, and tell of what has no effect here."""
+    defaults = read_generation_defaults(directory, prepared.config)
+    _check_eos(defaults.eos_token_ids, prepared.spec)
+    if defaults.not_honoured:
+        names = ", ".join(defaults.not_honoured)
+        message = f"generation_config.json sets {names}, which has no effect here"
+        notices.add(NoticeCode.GENERATION_CONFIG_IGNORED, message)
+    return defaults
+
+
+def _load(
+    prepared: Prepared, directory: Path, ledger: Ledger, notices: Notices, progress: ProgressCallback | None
+) -> NativeExecutor:
+    cache = open_cache(prepared.options.cache, notices=notices)
     with Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(prepared.spec, prepared.config, shapes)
@@ -167,8 +180,6 @@ def _load(prepared: Prepared, directory: Path, ledger: Ledger, progress: Progres
 
 def default_sampling(defaults: GenerationDefaults) -> SamplingParams:
     """Return the sampling that a checkpoint's authors chose; what they left open has this package's defaults."""
-    if defaults.not_honoured:
-        _log.warning("generation_config.json sets %s, which has no effect here", ", ".join(defaults.not_honoured))
     base = SamplingParams()
     return replace(
         base,

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from openautoglm.spec.notices import Notice
 from openautoglm.spec.sampling import SamplingParams
 
 
@@ -59,7 +60,10 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client needs to know of a loaded engine. `plan_table` is the plan and receipt as text."""
+    """What a client needs to know of a loaded engine.
+
+    `plan_table` is the plan and receipt as text; `notices` are the fallbacks and downgrades of the load.
+    """
 
     model: str
     fingerprint: str
@@ -67,6 +71,7 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     max_queued_requests: int
     plan_table: str
+    notices: tuple[Notice, ...] = ()
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ class EngineOptions:
 
     `max_running` bounds the sequences computed at once (None: what the plan's step has room for), `max_queued` the
     requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's. `cache` is the
-    directory of packed weights of earlier loads, "off", or None for the user's default.
+    directory of packed weights of earlier loads, "off", or None for the user's default. `strict` makes every fallback
+    and downgrade an error.
     """
 
     model: str
@@ -22,3 +23,4 @@ class EngineOptions:
     max_queued: int = 256
     server: bool = False
     cache: str | None = None
+    strict: bool = False

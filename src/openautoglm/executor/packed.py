@@ -22,6 +22,7 @@ from openautoglm.native import _core
 from openautoglm.probe.memory import probe_memory
 from openautoglm.progress import Progress, ProgressCallback
 from openautoglm.spec.formats import ModelFormats, NumberFormat
+from openautoglm.spec.notices import NoticeCode
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.weights import WeightMap
 
@@ -79,7 +80,7 @@ class PackedLoad:
         try:
             reader = self._cache.open(self._layout)
         except (OSError, PackedFileError) as error:
-            _LOGGER.warning("%s is not used: %s; the checkpoint is read instead", path, error)
+            self._tell(NoticeCode.PACKED_CACHE_UNUSED, f"{path} is not used: {error}; the checkpoint is read instead")
             return None
         if reader is None:
             return None
@@ -87,8 +88,12 @@ class PackedLoad:
             try:
                 return self._read(reader, plan, progress)
             except (OSError, PackedFileError) as error:
-                _LOGGER.warning("%s is damaged and goes: %s; the checkpoint is read instead", path, error)
+                damage = str(error)
             self._cache.discard(reader)
+        # It has gone before this is told: a strict load that ends here finds a sound cache the next time.
+        self._tell(
+            NoticeCode.PACKED_CACHE_DAMAGED, f"{path} was damaged and went: {damage}; the checkpoint is read instead"
+        )
         self._store.arena()[:] = 0  # packing leaves the padding of tiles as it finds it
         return None
 
@@ -131,7 +136,10 @@ class PackedLoad:
         Repeats `news` while the disk is waited for, so that whoever watches the load sees that it lives.
         """
         if not self._unchanged():
-            _LOGGER.warning("%s changed while it was loaded: nothing is cached", self._checkpoint.directory)
+            self._tell(
+                NoticeCode.PACKED_CACHE_NOT_WRITTEN,
+                f"{self._checkpoint.directory} changed while it was loaded: nothing is cached",
+            )
             return
 
         def on_wait() -> None:
@@ -145,6 +153,9 @@ class PackedLoad:
             source=str(self._checkpoint.directory.resolve()),
             on_wait=on_wait,
         )
+
+    def _tell(self, code: NoticeCode, message: str) -> None:
+        self._cache.notices.add(code, message)
 
     def _unchanged(self) -> bool:
         try:

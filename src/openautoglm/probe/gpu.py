@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -25,7 +26,12 @@ def parse_gpu_list(text: str) -> tuple[GpuSpec, ...]:
 
 
 def probe_gpus(program: str = "nvidia-smi") -> tuple[GpuSpec, ...]:
-    """Return the accelerators that `program` lists; none where it is absent, fails or takes too long."""
+    """Return the accelerators that `program` lists; none where it is absent, fails or takes too long.
+
+    CUDA_VISIBLE_DEVICES set to nothing, or to -1, hides them, as it does from CUDA programs.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "any").strip() in ("", "-1"):
+        return ()
     path = shutil.which(program)
     if path is None:
         return ()

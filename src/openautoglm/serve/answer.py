@@ -11,6 +11,7 @@ from typing import Protocol
 from openautoglm.engine.client import GenerationEvent
 from openautoglm.log import get_logger
 from openautoglm.serve.connection import DONE, PING, event_bytes
+from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Generation
 from openautoglm.serve.replies import internal_reply, reply_for
 
@@ -42,13 +43,14 @@ class Choices(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The envelope: fields that every chunk repeats."""
+    """The envelope: fields that every chunk repeats. `extension` stands in whole answers and a stream's first chunk."""
 
     prefix: str
     model: str
     fingerprint: str
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+    extension: Extension = field(default_factory=Extension)
 
     @property
     def id(self) -> str:
@@ -66,12 +68,18 @@ class Answer:
             "choices": choices,
         }
 
+    def told(self) -> dict[str, object]:
+        """Return the `openautoglm` field, or nothing when there is nothing to tell."""
+        told = self.extension.as_dict()
+        return {"openautoglm": told} if told else {}
+
 
 async def whole_answer(answer: Answer, generation: Generation, choices: Choices) -> dict[str, object]:
     """Wait for every choice and return the answer."""
     async for prompt, event in generation.events():
         choices.take(prompt, event)
-    return answer.envelope(choices.whole_object, choices.whole()) | {"usage": generation.usage.as_dict()}
+    usage = {"usage": generation.usage.as_dict()}
+    return answer.envelope(choices.whole_object, choices.whole()) | usage | answer.told()
 
 
 async def stream_answer(
@@ -91,8 +99,12 @@ async def stream_answer(
     # With usage asked for, OpenAI's chunks carry the field all along, null until the last.
     extra: dict[str, object] = {"usage": None} if include_usage else {}
 
+    told = answer.told()
+
     def chunk(choice: dict[str, object]) -> bytes:
-        return event_bytes(answer.envelope(choices.chunk_object, [choice]) | extra)
+        nonlocal told
+        news, told = told, {}
+        return event_bytes(answer.envelope(choices.chunk_object, [choice]) | extra | news)
 
     try:
         for choice in choices.opening():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
@@ -16,14 +18,15 @@ from openautoglm.serve.chat import ChatChoices
 from openautoglm.serve.completions import CompletionChoices
 from openautoglm.serve.connection import EventStream, unless_gone
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Generation, start
 from openautoglm.serve.information import check_model, information_routes
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.middleware import Edge
 from openautoglm.serve.openapi import add_schemas, body_of
 from openautoglm.serve.parsing import parse
-from openautoglm.serve.prompts import chat_prompt, completion_prompts
-from openautoglm.serve.refusals import refuse_chat_fields, refuse_completion_fields
+from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
+from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, json_response, reply_for
 from openautoglm.serve.sampling import chat_sampling, completion_sampling
 from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
@@ -75,29 +78,33 @@ def _generation_routes(context: ServeContext) -> APIRouter:
 
 
 async def _chat(context: ServeContext, request: Request, body: ChatBody, meter: RequestMeter) -> Response:
-    answer = Answer(
-        prefix="chatcmpl", model=check_model(context, body.model), fingerprint=context.description.fingerprint
-    )
+    answer = _new_answer(context, body, "chatcmpl")
     refuse_chat_fields(body)
+    answer.extension.ignored_fields(body, CHAT_FIELDS)
     sampling = chat_sampling(body, context.default_sampling)
     prompt = await chat_prompt(
         context,
         body.messages,
         add_generation_prompt=body.add_generation_prompt is not False,
         variables=body.chat_template_kwargs,
+        fit=fit_of(body.truncate, sampling, context),
     )
+    _tell_cuts(answer, [prompt])
     choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
     generation = start(context, [prompt], sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
     return await _answer(context, request, body, answer, generation, choices)
 
 
 async def _completion(context: ServeContext, request: Request, body: CompletionBody, meter: RequestMeter) -> Response:
-    answer = Answer(prefix="cmpl", model=check_model(context, body.model), fingerprint=context.description.fingerprint)
+    answer = _new_answer(context, body, "cmpl")
     refuse_completion_fields(body)
+    answer.extension.ignored_fields(body, COMPLETION_FIELDS)
     sampling = completion_sampling(body, context.default_sampling)
     echo = bool(body.echo)
     special = body.add_special_tokens is not False
-    prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo)
+    fit = fit_of(body.truncate, sampling, context)
+    prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo, fit=fit)
+    _tell_cuts(answer, prompts)
     if len(prompts) * sampling.n > context.settings.max_choices:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n {sampling.n} are more than {context.settings.max_choices} choices",
@@ -106,6 +113,19 @@ async def _completion(context: ServeContext, request: Request, body: CompletionB
     choices = CompletionChoices(context, prompts, sampling, echo=echo)
     generation = start(context, prompts, sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
     return await _answer(context, request, body, answer, generation, choices)
+
+
+def _new_answer(context: ServeContext, body: SamplingBody, prefix: str) -> Answer:
+    description = context.description
+    extension = Extension(server=description.notices, strict=context.settings.strict)
+    model = check_model(context, body.model)
+    return Answer(prefix=prefix, model=model, fingerprint=description.fingerprint, extension=extension)
+
+
+def _tell_cuts(answer: Answer, prompts: Sequence[Prompt]) -> None:
+    for index, prompt in enumerate(prompts):
+        if prompt.cut is not None:
+            answer.extension.cut(index, prompt.cut)
 
 
 async def _answer(

@@ -116,6 +116,7 @@ async def _run(
             model_names=names,
             api_key_digest=None if options.api_key is None else key_digest(options.api_key),
             max_body_bytes=options.max_body_bytes,
+            strict=options.engine.strict,
         ),
         metrics=Metrics(names[0]),
     )

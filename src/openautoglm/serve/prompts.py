@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -11,9 +11,14 @@ import msgspec
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.schemas import ChatMessage
+from openautoglm.serve.truncation import Cut, cut_prompt, prompt_room
+from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
 
+# A prompt may be this many times as long as the context before it is cut: what is longer costs more memory to read
+# than it is worth, and is refused.
+LONGEST_CONTEXTS = 4
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {
     "image_url": "images",
@@ -30,10 +35,24 @@ _MEDIA_PARTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt: its tokens, and its text where it must be echoed."""
+    """One prompt: its tokens, its text where it must be echoed, and what was cut out of it to make it fit."""
 
     tokens: tuple[int, ...]
     text: str = ""
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How a prompt may be cut, and to how many tokens."""
+
+    side: str
+    room: int
+
+
+def fit_of(side: str | None, sampling: SamplingParams, context: ServeContext) -> Fit | None:
+    """Return how prompts are made to fit; None unless the request asks for it: then one that overflows is refused."""
+    return None if side is None else Fit(side=side, room=prompt_room(sampling, context.description.context_tokens))
 
 
 async def chat_prompt(
@@ -42,21 +61,27 @@ async def chat_prompt(
     *,
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
+    fit: Fit | None = None,
 ) -> Prompt:
-    """Render messages with the model's template; the template writes its special tokens itself."""
+    """Render messages with the model's template, which writes its special tokens itself; `fit` allows to cut them."""
     plain = [plain_message(message, index) for index, message in enumerate(messages)]
 
     def work() -> Prompt:
         text = _render(context.template, plain, add_generation_prompt, variables)
-        return Prompt(tokens=_encode(context, text, add_special_tokens=False, param="messages"))
+        return _fitted(context, _encode(context, text, add_special_tokens=False, param="messages"), fit, "messages")
 
     return await context.in_text_thread(work)
 
 
 async def completion_prompts(
-    context: ServeContext, prompt: object, *, add_special_tokens: bool = True, echo: bool = False
+    context: ServeContext,
+    prompt: object,
+    *,
+    add_special_tokens: bool = True,
+    echo: bool = False,
+    fit: Fit | None = None,
 ) -> list[Prompt]:
-    """Return the prompts of a plain completion: text, texts, token ids, or lists of token ids."""
+    """Return the prompts of a plain completion: text, texts, token ids, or lists of token ids; `fit` allows to cut."""
     given = _split_prompts(prompt, context.settings.max_prompts)
 
     def work() -> list[Prompt]:
@@ -64,12 +89,15 @@ async def completion_prompts(
         for one in given:
             if isinstance(one, str):
                 tokens = _encode(context, one, add_special_tokens=add_special_tokens, param="prompt")
-                prompts.append(Prompt(tokens=tokens, text=one if echo else ""))
             else:
-                _check_room(len(one), context, "prompt")
+                tokens = one
+                _check_length(len(tokens), context, "prompt")
                 check_token_ids(one, context.description.vocab_size, "prompt")
-                text = context.tokenizer.decode(one) if echo else ""
-                prompts.append(Prompt(tokens=tuple(one), text=text))
+            fitted = _fitted(context, tokens, fit, "prompt")
+            if echo:
+                whole = isinstance(one, str) and fitted.cut is None
+                fitted = replace(fitted, text=str(one) if whole else context.tokenizer.decode(fitted.tokens))
+            prompts.append(fitted)
         return prompts
 
     return await context.in_text_thread(work)
@@ -161,26 +189,40 @@ def _render(
     return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
-def _encode(context: ServeContext, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+def _encode(context: ServeContext, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+    """Return the tokens of a text, of which there are at most LONGEST_CONTEXTS contexts; raise for a longer one."""
     tokenizer: Tokenizer = context.tokenizer
-    context_tokens = context.description.context_tokens
-    # Known before a single token is made: no tokenizer of this vocabulary could fit so much text.
-    limit_bytes = tokenizer.max_text_bytes(context_tokens)
-    if len(text) > limit_bytes:
+    most_tokens = LONGEST_CONTEXTS * context.description.context_tokens
+    tokens = tokenizer.encode_at_most(text, most_tokens, add_special_tokens=add_special_tokens)
+    if tokens is None:
         raise ContextOverflowError(
-            f"the prompt has {len(text)} characters, more than any {context_tokens} tokens can hold: shorten it",
+            f"the prompt has {len(text)} characters, which are more than {most_tokens} tokens, and the context holds "
+            f"{context.description.context_tokens}: shorten it; nothing that long is cut to fit",
             param=param,
         )
-    tokens = tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    _check_room(len(tokens), context, param)
-    return tuple(tokens)
+    return tokens
 
 
-def _check_room(num_tokens: int, context: ServeContext, param: str) -> None:
+def _fitted(context: ServeContext, tokens: Sequence[int], fit: Fit | None, param: str) -> Prompt:
+    """Return the prompt, cut if that is allowed and needed; raise `ContextOverflowError` for one that is too long."""
+    cut = None
+    if fit is not None:
+        tokens, cut = cut_prompt(tokens, side=fit.side, room=fit.room, marks=context.tokenizer.opening_token_ids)
     context_tokens = context.description.context_tokens
-    if num_tokens >= context_tokens:
+    if len(tokens) >= context_tokens:
         raise ContextOverflowError(
-            f"the prompt has {num_tokens} tokens and the context holds {context_tokens}, of which at least one is for "
-            "the answer: shorten the prompt",
+            f"the prompt has {len(tokens)} tokens and the context holds {context_tokens}, of which at least one is for "
+            'the answer: shorten the prompt, or send truncate "head" or "middle" to have it cut',
+            param=param,
+        )
+    return Prompt(tokens=tuple(tokens), cut=cut)
+
+
+def _check_length(num_tokens: int, context: ServeContext, param: str) -> None:
+    context_tokens = context.description.context_tokens
+    if num_tokens > LONGEST_CONTEXTS * context_tokens:
+        raise ContextOverflowError(
+            f"the prompt has {num_tokens} tokens and the context holds {context_tokens}: shorten the prompt; nothing "
+            "that long is cut to fit",
             param=param,
         )

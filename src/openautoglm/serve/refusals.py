@@ -25,7 +25,10 @@ _COMMON: Mapping[str, tuple[tuple[object, ...], str]] = {
     "structured_outputs": ((), _STRUCTURED),
     "service_tier": (("auto", "default"), "there is one service tier: leave it out, or send auto or default"),
     "prompt_logprobs": ((), "logprobs of the prompt are not computed"),
-    "truncate_prompt_tokens": ((), "prompts are never shortened in silence: shorten it before sending"),
+    "truncate_prompt_tokens": (
+        (),
+        'prompts are never shortened in silence: send truncate "head" or "middle" to have it cut to fit',
+    ),
     "use_beam_search": ((False,), "there is no beam search: use n"),
     "length_penalty": ((1, 1.0), "it belongs to beam search, which is not available"),
     "best_of": ((), "it is only possible where it equals n: use n"),
@@ -83,6 +86,11 @@ def refuse_completion_fields(body: CompletionBody) -> None:
         raise InvalidRequestError(
             "echo with logprobs needs logprobs of the prompt, which are not computed: send one of them", param="echo"
         )
+
+
+# Of these every value that is not refused asks for nothing.
+CHAT_FIELDS = frozenset({*_COMMON, *_CHAT, "tools", "tool_choice"})
+COMPLETION_FIELDS = frozenset({*_COMMON, *_COMPLETION, "tool_choice"})
 
 
 def _refuse(

@@ -1,12 +1,12 @@
 """Request bodies as types. Types are checked strictly here; ranges by `SamplingParams`, meaning by the routes.
 
-Fields that nobody knows are kept and ignored, as clients send them freely; fields that OpenAI or vLLM define and this
-server cannot honour are refused by `refusals`.
+Fields that nobody knows are tolerated, as clients send them freely, and named in the answer; fields that OpenAI or vLLM
+define and this server cannot honour are refused by `refusals`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -59,6 +59,7 @@ class SamplingBody(Body):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
+    truncate: Literal["head", "middle"] | None = None
 
 
 class ChatMessage(Body):

@@ -15,7 +15,8 @@ from openautoglm.units import MIB
 class EdgeSettings:
     """Names, key and limits. `api_key_digest` is SHA-256 of the key; the key itself is not kept.
 
-    `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it.
+    `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it. A `strict` server
+    refuses what it would otherwise do differently than asked, and say so.
     """
 
     model_names: tuple[str, ...]
@@ -28,6 +29,7 @@ class EdgeSettings:
     ping_seconds: float = 10.0
     status_seconds: float = 2.0
     stalled_seconds: float = 10.0
+    strict: bool = False
 
     def accepts_key(self, key: str | None) -> bool:
         """Whether a client's key is right, in a time that does not tell how much of it was; True if none is needed."""

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 MAX_TOKENIZER_BYTES = 64 * MIB
 _CHECK_SECONDS = 180.0
+_PIECE_CHARS = 1 << 16
 _METASPACE = "▁"
 _MAX_TOKEN_ID = (1 << 32) - 1
 # A normaliser may shorten text (composing characters, say), so the bound on what fits is loosened behind one.
@@ -122,6 +123,12 @@ class Tokenizer:
         return self._special_token_ids
 
     @property
+    def opening_token_ids(self) -> frozenset[int]:
+        """Ids of the tokens that a text of this model begins with: beginning of sequence and the like, no roles."""
+        own = {*self.encode("", add_special_tokens=True), self.bos_token_id} - {self.eos_token_id, None}
+        return frozenset(token for token in own if token is not None)
+
+    @property
     def special_tokens(self) -> Mapping[str, str]:
         """Named special tokens ("bos_token", "eos_token", …) and their text."""
         return self._named
@@ -180,8 +187,24 @@ class Tokenizer:
                 f"{model_vocab_size - 1}: tokenizer.json belongs to another model"
             )
 
-    def max_text_bytes(self, num_tokens: int) -> int:
-        """Return a length in UTF-8 bytes above which a text cannot fit `num_tokens`; cheap to ask before encoding."""
+    def encode_at_most(self, text: str, most_tokens: int, *, add_special_tokens: bool = False) -> list[int] | None:
+        """Return `encode`'s tokens, or None for a text of clearly more than `most_tokens`.
+
+        Peak memory is bounded by `most_tokens` and not by the text: one that could be longer is first counted in
+        pieces, which may cut a token in two, so that the count of pieces is only believed from a quarter more on.
+        """
+        if len(text) > most_tokens:
+            if len(text) > self._max_text_chars(most_tokens):
+                return None
+            allowed, counted = most_tokens + most_tokens // 4, 0
+            for begin in range(0, len(text), _PIECE_CHARS):
+                counted += len(self.encode(text[begin : begin + _PIECE_CHARS]))
+                if counted > allowed:
+                    return None
+        return self.encode(text, add_special_tokens=add_special_tokens)
+
+    def _max_text_chars(self, num_tokens: int) -> int:
+        """Return a length above which a text cannot fit `num_tokens`, known before anything is encoded."""
         slack = 1 if self._backend.normalizer is None else _NORMALISER_SLACK
         return num_tokens * max(1, self._longest_token_bytes) * slack
 

@@ -1,4 +1,4 @@
-"""The options that run and serve share: where packed weights of earlier loads are kept."""
+"""The options that run and serve share: where packed weights are kept, and whether fallbacks are errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ _OPTIONS = (
         help='Where packed weights are kept for the next start (~/.cache/openautoglm/packed); "off": nowhere.',
     ),
     click.option("--no-cache", is_flag=True, help="Neither use nor keep packed weights; the same as --cache off."),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse, instead of telling, whatever would be done differently than asked: fallbacks, downgrades.",
+    ),
 )
 
 
-def cache_options(command: Callable[..., object]) -> Callable[..., object]:
-    """Add the options to a command and pass them to it as one `cache`: a directory, "off", or None (the default)."""
+def load_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options to a command: one `cache` (a directory, "off", or None for the default), and `strict`."""
 
     @functools.wraps(command)
     def with_cache(*args: object, cache: str | None, no_cache: bool, **kwargs: object) -> object:

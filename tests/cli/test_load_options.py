@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner
 from tests.checkpoint.packed_files import make_cache, make_layout, write
 
-from openautoglm.cli.cache_options import cache_options
+from openautoglm.cli.load_options import load_options
 from openautoglm.cli.main import cli
 from openautoglm.settings import command_defaults, resolve_settings
 from openautoglm.units import format_bytes
 
 
 @click.command("run")
-@cache_options
-def show(cache: str | None) -> None:
-    click.echo(f"cache {cache}")
+@load_options
+def show(cache: str | None, strict: bool) -> None:
+    click.echo(f"cache {cache}" + (", strict" if strict else ""))
 
 
 def shown(*arguments: str, environment: dict[str, str] | None = None, directory: Path) -> str:
@@ -38,12 +38,21 @@ def test_flags_beat_the_environment_and_that_the_file(tmp_path: Path) -> None:
     assert shown("--no-cache", directory=tmp_path, environment=environment) == "cache off"
 
 
+def test_strict_is_a_flag_a_variable_and_a_key(tmp_path: Path) -> None:
+    assert shown("--strict", directory=tmp_path) == "cache None, strict"
+    assert shown(directory=tmp_path, environment={"OPENAUTOGLM_STRICT": "true"}) == "cache None, strict"
+    (tmp_path / "openautoglm.toml").write_text("strict = true\n")
+    assert shown(directory=tmp_path) == "cache None, strict"
+    assert shown(directory=tmp_path, environment={"OPENAUTOGLM_STRICT": "False"}) == "cache None"
+
+
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_the_commands_that_load_have_the_options(command: str) -> None:
     done = CliRunner().invoke(cli, [command, "--help"])
     assert done.exit_code == 0
     assert "--no-cache" in done.output
     assert "--cache" in done.output
+    assert "--strict" in done.output
 
 
 def test_ls_tells_the_size_of_the_cache(tmp_path: Path) -> None:
