@@ -45,7 +45,12 @@ class IdleExecutor:
     def layout(self) -> ExecutorLayout:
         group = CacheGroup(layers=(0,), block_tokens=16, block_bytes=1)
         return ExecutorLayout(
-            groups=(group,), num_blocks=40_000, max_step_tokens=512, max_step_rows=64, vocab_size=150_000
+            groups=(group,),
+            num_blocks=40_000,
+            max_blocks=40_000,
+            max_step_tokens=512,
+            max_step_rows=64,
+            vocab_size=150_000,
         )
 
     def submit(self, batch: StepBatch) -> _Done:

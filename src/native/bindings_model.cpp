@@ -228,6 +228,9 @@ void bind_model(nb::module_& m) {
           "rounds"_a = 2, nb::call_guard<nb::gil_scoped_release>(),
           "Bytes per second at which all threads together can read the packed weights.")
       .def_prop_ro("num_barriers", &Decoder::num_barriers)
+      .def("limit_step_tokens", &Decoder::limit_step_tokens, "num_tokens"_a)
+      .def("workspace_bytes_of", &Decoder::workspace_bytes_of, "num_tokens"_a)
+      .def_prop_ro("max_step_tokens", &Decoder::max_step_tokens)
       .def_prop_ro("workspace_bytes", &Decoder::workspace_bytes)
       .def_prop_ro("workspace_resident_bytes", &Decoder::workspace_resident_bytes);
   m.def("sample", sample, "logits"_a, "batch"_a, "instruction_set"_a = "");

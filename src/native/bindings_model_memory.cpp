@@ -71,15 +71,20 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("allocated_bytes", &WeightStore::allocated_bytes);
 
   nb::class_<KvPool>(m, "KvPool")
-      .def(nb::init<int64_t, size_t, size_t>(), "num_blocks"_a, "block_bytes"_a, "slab_bytes"_a)
+      .def(nb::init<int64_t, size_t, size_t, int64_t>(), "num_blocks"_a, "block_bytes"_a, "slab_bytes"_a,
+           "max_blocks"_a = 0)
+      .def("resize", &KvPool::resize, "num_blocks"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("copy", &KvPool::copy, "source"_a, "destination"_a)
       .def("export_blocks",
            [](const KvPool& pool, const std::vector<int64_t>& blocks) {
              for (int64_t block : blocks) pool.check(block);
-             std::string data(blocks.size() * pool.block_bytes(), '\0');
+             PyObject* data = PyBytes_FromStringAndSize(
+                 nullptr, static_cast<Py_ssize_t>(blocks.size() * pool.block_bytes()));
+             if (data == nullptr) throw nb::python_error();
+             char* target = PyBytes_AsString(data);
              for (size_t index = 0; index < blocks.size(); ++index)
-               std::memcpy(data.data() + index * pool.block_bytes(), pool.block(blocks[index]), pool.block_bytes());
-             return nb::bytes(data.data(), data.size());
+               std::memcpy(target + index * pool.block_bytes(), pool.block(blocks[index]), pool.block_bytes());
+             return nb::steal<nb::bytes>(data);
            },
            "blocks"_a)
       .def("import_blocks",
@@ -105,6 +110,7 @@ void bind_memory(nb::module_& m) {
            },
            "live_blocks"_a)
       .def_prop_ro("num_blocks", &KvPool::num_blocks)
+      .def_prop_ro("max_blocks", &KvPool::max_blocks)
       .def_prop_ro("block_bytes", &KvPool::block_bytes)
       .def_prop_ro("blocks_per_slab", &KvPool::blocks_per_slab)
       .def_prop_ro("num_slabs", &KvPool::num_slabs)

@@ -63,7 +63,8 @@ Decoder::Decoder(std::shared_ptr<ThreadPool> pool, std::shared_ptr<WeightStore> 
       weights_(std::move(weights)),
       kv_(std::move(kv)),
       config_((check_config(config, *weights_, *kv_, kernels_), std::move(config))),
-      workspace_(config_, *weights_, pool_->num_threads()) {
+      workspace_(config_, *weights_, pool_->num_threads()),
+      most_step_tokens_(config_.max_step_tokens) {
   size_t offset = 0;
   bool sees_all = false;
   for (const LayerConfig& layer : config_.layers) {
@@ -84,6 +85,20 @@ void Decoder::step(const StepInput& input, const StepOutput& output) {
   pool_->run([this](int thread) { run_step(thread); });
   input_ = nullptr;
   output_ = nullptr;
+}
+
+size_t Decoder::limit_step_tokens(int64_t num_tokens) {
+  if (num_tokens < 1 || num_tokens > most_step_tokens_)
+    throw std::invalid_argument("steps cannot be limited to " + std::to_string(num_tokens) + " tokens: from 1 to " +
+                                std::to_string(most_step_tokens_) + " are possible");
+  config_.max_step_tokens = num_tokens;
+  return workspace_.release_spare(num_tokens);
+}
+
+size_t Decoder::workspace_bytes_of(int64_t num_tokens) const {
+  if (num_tokens < 1 || num_tokens > most_step_tokens_)
+    throw std::invalid_argument("the workspace was made for 1 to " + std::to_string(most_step_tokens_) + " tokens");
+  return workspace_.allocated_bytes() - workspace_.spare_bytes(num_tokens);
 }
 
 double Decoder::weight_read_bandwidth(int rounds) const {

@@ -53,6 +53,13 @@ class Decoder {
   const char* instruction_set() const { return kernels_.name; }
   size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
   size_t workspace_resident_bytes() const { return workspace_.resident_bytes(); }
+  int64_t max_step_tokens() const { return config_.max_step_tokens; }
+  // Refuse steps of more tokens from now on and give the memory back that only they need: between steps, up to the
+  // tokens that the workspace was made for. Returns the bytes given back that were in memory. Throws
+  // std::invalid_argument.
+  size_t limit_step_tokens(int64_t num_tokens);
+  // Bytes of the workspace that steps of at most `num_tokens` tokens can take.
+  size_t workspace_bytes_of(int64_t num_tokens) const;
   int num_threads() const { return pool_->num_threads(); }
   // Bytes per second at which all threads together can read the packed weights where they are.
   double weight_read_bandwidth(int rounds) const;
@@ -105,6 +112,7 @@ class Decoder {
   std::vector<size_t> kv_offsets_;  // bytes of each layer inside a block
   int64_t least_window_ = 0;        // what the widest layer sees; 0 = everything
   Workspace workspace_;
+  int64_t most_step_tokens_;  // what the workspace was made for
   uint64_t* heartbeat_ = nullptr;
 
   // The step in progress; written by the stepping thread before the team starts.

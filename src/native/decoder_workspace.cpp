@@ -1,6 +1,7 @@
 #include "decoder_workspace.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kv_pool.h"
 #include "layout.h"
@@ -50,6 +51,14 @@ class Workspace::Carver {
     offset_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
     return base_ == nullptr || count == 0 ? nullptr : reinterpret_cast<T*>(base_ + offset);
   }
+  // An array of [num_tokens + num_more][width], of which small steps use the beginning.
+  template <class T>
+  T* take_tokens(int64_t num_tokens, int64_t width, int64_t num_more = 0) {
+    const size_t begin = offset_, width_bytes = static_cast<size_t>(width) * sizeof(T);
+    T* array = take<T>((num_tokens + num_more) * width);
+    token_arrays.push_back({begin, static_cast<size_t>(num_more) * width_bytes, width_bytes, offset_});
+    return array;
+  }
   void* take_bytes(size_t bytes) { return take<uint8_t>(static_cast<int64_t>(bytes)); }
 
   PanelArrays take_panels(int64_t num_rows, int64_t num_groups) {
@@ -59,7 +68,17 @@ class Workspace::Carver {
     panels.offsets = take<int32_t>(num_rows * num_groups * kGroupLevels);
     return panels;
   }
+  // The same for the tokens of a step: their panels stand in the order of the rows, whatever the heights.
+  PanelArrays take_token_panels(int64_t num_tokens, int64_t num_groups) {
+    PanelArrays panels;
+    panels.values = take_tokens<int32_t>(num_tokens, num_groups * kGroupValueWords);
+    panels.scales = take_tokens<float>(num_tokens, num_groups * kGroupLevels);
+    panels.offsets = take_tokens<int32_t>(num_tokens, num_groups * kGroupLevels);
+    return panels;
+  }
   size_t size() const { return offset_; }
+
+  std::vector<TokenArray> token_arrays;
 
  private:
   uint8_t* base_;
@@ -81,7 +100,26 @@ Workspace::Workspace(const DecoderConfig& config, const WeightStore& weights, in
     : memory_(measure(config, weights, num_threads)) {
   Carver carver(memory_.data());
   carve(carver, config, weights, num_threads);
+  token_arrays_ = std::move(carver.token_arrays);
   for (ThreadScratch& thread : threads) init_sampler_scratch(thread.sampler, config.vocab_size);
+}
+
+size_t Workspace::spare_bytes(int64_t num_tokens) const {
+  size_t spare = 0;
+  for (const TokenArray& array : token_arrays_) {
+    const size_t used = array.begin + array.fixed_bytes + static_cast<size_t>(num_tokens) * array.token_bytes;
+    spare += memory_.whole_pages(std::min(used, array.end), array.end);
+  }
+  return spare;
+}
+
+size_t Workspace::release_spare(int64_t num_tokens) {
+  size_t released = 0;
+  for (const TokenArray& array : token_arrays_) {
+    const size_t used = array.begin + array.fixed_bytes + static_cast<size_t>(num_tokens) * array.token_bytes;
+    released += memory_.release(std::min(used, array.end), array.end);
+  }
+  return released;
 }
 
 void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads) {
@@ -100,20 +138,21 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   const int64_t num_groups = any_layer_matrix(config, weights, true) ? num_groups_of(widest_input) : 0;
   const int64_t row_groups = std::max(num_groups, quantised(weights, config.head) ? num_groups_of(hidden_size) : 0);
 
-  hidden = carver.take<float>(num_tokens * hidden_size);
-  branch = carver.take<float>(floats || any_sandwich(config) ? num_tokens * hidden_size : 0);
-  wide = carver.take<float>(num_tokens * wide_size);
-  mixed = carver.take<float>(num_tokens * mixed_size);
-  rows = carver.take_panels(num_tokens, num_groups);
-  for (const RotaryConfig& table : config.rotary) rotary.push_back(carver.take<float>(num_tokens * 2 * table.half()));
+  hidden = carver.take_tokens<float>(num_tokens, hidden_size);
+  branch = carver.take_tokens<float>(num_tokens, floats || any_sandwich(config) ? hidden_size : 0);
+  wide = carver.take_tokens<float>(num_tokens, wide_size);
+  mixed = carver.take_tokens<float>(num_tokens, mixed_size);
+  rows = carver.take_token_panels(num_tokens, num_groups);
+  for (const RotaryConfig& table : config.rotary)
+    rotary.push_back(carver.take_tokens<float>(num_tokens, 2 * table.half()));
   const bool quantised_head = quantised(weights, config.head);
   head_rows = carver.take_panels(kHeadRows, quantised_head ? num_groups_of(hidden_size) : 0);
   head_floats = carver.take<float>(quantised_head ? 0 : kHeadRows * hidden_size);
   logit_rows = std::min(kHeadRows, config.max_step_rows);
   logits = carver.take<float>(logit_rows * config.vocab_size);
   partials = carver.take<float>(num_threads > 1 ? kPartialSlots * partial_floats : 0);
-  items = carver.take<AttentionItem>(num_tokens + kPartialSlots);
-  runs = carver.take<StoreRun>(num_tokens);
+  items = carver.take_tokens<AttentionItem>(num_tokens, 1, kPartialSlots);
+  runs = carver.take_tokens<StoreRun>(num_tokens, 1);
   threads.resize(static_cast<size_t>(num_threads));
   for (ThreadScratch& thread : threads) {
     thread.floats = carver.take<float>(hidden_size);

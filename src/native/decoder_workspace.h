@@ -1,4 +1,4 @@
-// The memory of a step: allocated once from the limits of a step, never grown.
+// The memory of a step: set aside once from the limits of a step. What only larger steps need can be given back.
 //
 // openautoglm/memory/workspace.py states the same sum; a test holds the two equal.
 #pragma once
@@ -75,14 +75,23 @@ struct Workspace {
 
   size_t allocated_bytes() const { return memory_.size(); }
   size_t resident_bytes() const { return memory_.resident_bytes(); }
+  // Bytes of whole pages that steps of at most `num_tokens` tokens (no more than max_step_tokens) do not need.
+  size_t spare_bytes(int64_t num_tokens) const;
+  // Give these back; they take memory again when a larger step writes them. Returns the bytes that were in memory.
+  size_t release_spare(int64_t num_tokens);
 
  private:
   class Carver;
+  // An array of [T] with what it holds beside: a step of n tokens uses fixed_bytes + n * token_bytes of it.
+  struct TokenArray {
+    size_t begin, fixed_bytes, token_bytes, end;
+  };
   void carve(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads);
   static size_t measure(const DecoderConfig& config, const WeightStore& weights, int num_threads);
   Workspace(Carver& carver, const DecoderConfig& config, const WeightStore& weights, int num_threads);
 
   Memory memory_;
+  std::vector<TokenArray> token_arrays_;
 };
 
 // Bounds what the attention kernels of any instruction set take per thread.

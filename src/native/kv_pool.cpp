@@ -25,12 +25,23 @@ size_t kv_head_bytes(KvFormat format, int head_dim) {
   return static_cast<size_t>(2 * kv_part_bytes(format, head_dim) + scales);
 }
 
-KvPool::KvPool(int64_t num_blocks, size_t block_bytes, size_t slab_bytes)
+KvPool::KvPool(int64_t num_blocks, size_t block_bytes, size_t slab_bytes, int64_t max_blocks)
     : num_blocks_(num_blocks),
+      max_blocks_(std::max(num_blocks, max_blocks)),
       block_bytes_(block_bytes),
       blocks_per_slab_(std::max<int64_t>(1, static_cast<int64_t>(slab_bytes / std::max<size_t>(block_bytes, 1)))),
       num_slabs_((num_blocks + blocks_per_slab_ - 1) / blocks_per_slab_),
-      memory_(pool_bytes(num_blocks, block_bytes)) {}
+      memory_(pool_bytes(num_blocks, block_bytes), pool_bytes(max_blocks_, block_bytes)) {}
+
+size_t KvPool::resize(int64_t num_blocks) {
+  if (num_blocks < 1 || num_blocks > max_blocks_)
+    throw std::invalid_argument("a KV pool of " + std::to_string(num_blocks) + " blocks is not possible: from 1 to " +
+                                std::to_string(max_blocks_) + " are");
+  const size_t given_back = memory_.resize(pool_bytes(num_blocks, block_bytes_));
+  num_blocks_ = num_blocks;
+  num_slabs_ = (num_blocks + blocks_per_slab_ - 1) / blocks_per_slab_;
+  return given_back;
+}
 
 void KvPool::check(int64_t block) const {
   if (block < 0 || block >= num_blocks_)

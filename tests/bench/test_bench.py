@@ -103,7 +103,9 @@ class Limits:
 
     def layout(self):
         group = CacheGroup(layers=(0,), block_tokens=16, block_bytes=1)
-        return ExecutorLayout(groups=(group,), num_blocks=10, max_step_tokens=64, max_step_rows=4, vocab_size=1000)
+        return ExecutorLayout(
+            groups=(group,), num_blocks=10, max_blocks=10, max_step_tokens=64, max_step_rows=4, vocab_size=1000
+        )
 
 
 @pytest.mark.parametrize(

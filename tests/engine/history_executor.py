@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from openautoglm.spec.arch import ArchSpec
 VOCAB = 101
 EOS = 100
 NAN_TOKEN = 99
+EMPTY_SLOT = (-1, -1)
 WORDS = ["a", "b", "ab", "ba", " ", "c", "abc", ".", "é", "xy"]
 
 
@@ -70,6 +71,7 @@ class HistoryExecutor:
         self,
         num_blocks: int,
         *,
+        max_blocks: int | None = None,
         block_tokens: int = 16,
         max_step_tokens: int = 64,
         max_step_rows: int = 16,
@@ -77,8 +79,9 @@ class HistoryExecutor:
         fail: Callable[[StepBatch], None] | None = None,
     ) -> None:
         self._layout = ExecutorLayout(
-            groups=(CacheGroup(layers=(0,), block_tokens=block_tokens, block_bytes=1),),
+            groups=(CacheGroup(layers=(0,), block_tokens=block_tokens, block_bytes=8 * block_tokens),),
             num_blocks=num_blocks,
+            max_blocks=num_blocks if max_blocks is None else max_blocks,
             max_step_tokens=max_step_tokens,
             max_step_rows=max_step_rows,
             vocab_size=VOCAB,
@@ -92,6 +95,7 @@ class HistoryExecutor:
         self.batches: list[StepBatch] = []
         self.keep_batches = False
         self.trims: list[list[int]] = []
+        self.most_blocks: int | None = None  # growth beyond it is refused
 
     @staticmethod
     def supports(_spec: ArchSpec) -> tuple[str, ...]:
@@ -166,10 +170,32 @@ class HistoryExecutor:
             self._slots[destination * size : (destination + 1) * size] = content
 
     def export_blocks(self, blocks: Sequence[int]) -> bytes:
-        return b""
+        size = self._block_tokens
+        slots = [slot or EMPTY_SLOT for block in blocks for slot in self._slots[block * size : (block + 1) * size]]
+        return np.array(slots, dtype=np.int32).tobytes()
 
     def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
-        assert not blocks
+        size = self._block_tokens
+        slots = [(int(token), int(position)) for token, position in np.frombuffer(data, np.int32).reshape(-1, 2)]
+        assert len(slots) == len(blocks) * size
+        for index, block in enumerate(blocks):
+            self._slots[block * size : (block + 1) * size] = slots[index * size : (index + 1) * size]
+
+    def resize_blocks(self, num_blocks: int) -> int:
+        if not 1 <= num_blocks <= self._layout.max_blocks:
+            raise ValueError(num_blocks)
+        if self.most_blocks is not None and num_blocks > max(self.most_blocks, self._layout.num_blocks):
+            raise OutOfMemoryError(f"no memory for {num_blocks} blocks")
+        num_given = max(0, self._layout.num_blocks - num_blocks)
+        self._layout = replace(self._layout, num_blocks=num_blocks)
+        del self._slots[num_blocks * self._block_tokens :]
+        self._slots.extend([None] * (num_blocks * self._block_tokens - len(self._slots)))
+        return num_given * self._layout.groups[0].block_bytes
+
+    def limit_step_tokens(self, num_tokens: int) -> int:
+        num_given = max(0, self._layout.max_step_tokens - num_tokens)
+        self._layout = replace(self._layout, max_step_tokens=num_tokens)
+        return num_given
 
     def trim(self, live_blocks: Sequence[int]) -> int:
         self.trims.append(list(live_blocks))

@@ -56,6 +56,7 @@ class ConstantExecutor:
         self._layout = ExecutorLayout(
             groups=(CacheGroup(layers=(0,), block_tokens=BLOCK_TOKENS, block_bytes=1),),
             num_blocks=num_rows * 16,
+            max_blocks=num_rows * 16,
             max_step_tokens=num_rows * PROMPT_TOKENS,
             max_step_rows=num_rows,
             vocab_size=100,

@@ -117,3 +117,61 @@ def test_slabs_that_share_pages_give_back_only_whole_pages() -> None:
     kv.import_blocks([10, 40], b"\x05" * 2000)
     assert kv.release_unused([10, 40]) % 4096 == 0
     assert kv.export_blocks([10, 40]) == b"\x05" * 2000
+
+
+def mapped_bytes(name: str) -> int:
+    """VmData counts writable private mappings, VmRSS what is in memory."""
+    with open("/proc/self/status") as file:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+
+
+def test_a_pool_shrinks_and_grows_at_the_same_addresses() -> None:
+    block_bytes, num_blocks = 48 << 10, 700
+    kv = _core.KvPool(num_blocks, block_bytes, 4 << 20, 2 * num_blocks)
+    kv.touch()
+    before, data_before = resident_bytes(), mapped_bytes("VmData")
+    content = np.random.default_rng(1).integers(0, 256, 3 * block_bytes, dtype=np.uint8).tobytes()
+    kv.import_blocks([0, 7, 99], content)
+    assert kv.allocated_bytes == kv.resident_bytes == num_blocks * block_bytes
+    assert kv.resize(100) == 600 * block_bytes
+    assert (kv.num_blocks, kv.max_blocks, kv.num_slabs) == (100, 1400, 2)
+    assert kv.allocated_bytes == kv.resident_bytes == 100 * block_bytes
+    assert abs(before - resident_bytes() - 600 * block_bytes) < 1 << 20
+    assert data_before - mapped_bytes("VmData") == 600 * block_bytes, "the addresses stay, the commitment goes"
+    assert kv.export_blocks([0, 7, 99]) == content
+    with pytest.raises(IndexError, match="not one of the pool's 100"):
+        kv.export_blocks([100])
+    assert kv.resize(1400) == 0
+    assert kv.allocated_bytes == 1400 * block_bytes
+    assert kv.resident_bytes == 100 * block_bytes, "growth takes memory as it is written"
+    assert kv.export_blocks([100, 1399]) == bytes(2 * block_bytes), "what was cut off is not seen again"
+    kv.import_blocks([1399], content[:block_bytes])
+    assert kv.export_blocks([0, 7, 99, 1399]) == content + content[:block_bytes]
+    assert kv.resize(1400) == 0
+
+
+@pytest.mark.parametrize("num_blocks", [0, -1, 21, 1 << 60])
+def test_a_pool_beyond_its_addresses_is_refused_and_stays(num_blocks: int) -> None:
+    kv = _core.KvPool(10, 5000, 10000, 20)
+    kv.import_blocks([9], b"\x03" * 5000)
+    with pytest.raises(ValueError, match="from 1 to 20"):
+        kv.resize(num_blocks)
+    assert (kv.num_blocks, kv.allocated_bytes) == (10, 53248)
+    assert kv.export_blocks([9]) == b"\x03" * 5000
+
+
+def test_blocks_that_share_a_page_survive_any_resizes() -> None:
+    kv = _core.KvPool(64, 1000, 1000, 64)
+    choose = np.random.default_rng(2)
+    expected: dict[int, bytes] = {}
+    for _ in range(300):
+        count = int(choose.integers(1, 65))
+        kv.resize(count)
+        expected = {block: expected.get(block, bytes(1000)) for block in range(count)}
+        block = int(choose.integers(count))
+        expected[block] = choose.bytes(1000)
+        kv.import_blocks([block], expected[block])
+        assert kv.allocated_bytes == -(-count * 1000 // 4096) * 4096
+        # What shares a page with a block that stayed may be seen again: nobody reads a block before writing it.
+        known = [b for b in expected if expected[b] != bytes(1000)]
+        assert kv.export_blocks(known) == b"".join(expected[b] for b in known)

@@ -174,7 +174,14 @@ def _load(
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(prepared.spec, prepared.config, shapes)
         return load_model(
-            checkpoint, prepared.spec, weights, prepared.plan, progress=progress, cache=cache, ledger=ledger
+            checkpoint,
+            prepared.spec,
+            weights,
+            prepared.plan,
+            progress=progress,
+            cache=cache,
+            ledger=ledger,
+            most_kv_bytes=prepared.machine.memory.limit_bytes,
         )
 
 

@@ -7,7 +7,8 @@
 
     always: num_free + num_cached + num_live == num_blocks
 
-A cached block keeps its content until it is the least recently released one and the free list is empty.
+A cached block keeps its content until it is the least recently released one and the free list is empty. Between steps
+the pool may shrink and grow: blocks are numbered from 0, so that what lies beyond a smaller number can be given back.
 """
 
 from __future__ import annotations
@@ -121,6 +122,42 @@ class BlockPool:
         num_dropped = len(self._cached) if count is None else min(count, len(self._cached))
         self._free.extend(self._evict() for _ in range(num_dropped))
         return num_dropped
+
+    def shrink(self, num_blocks: int) -> list[tuple[int, int]]:
+        """Leave `num_blocks` blocks; return what must be copied, as (old block, new block), before anything else.
+
+        All live blocks stay, and of the cached ones the last released, as many as fit; those beyond the new end move to
+        free places below it. Raises `EngineError` when more blocks are live than may stay.
+        """
+        if not self.num_live <= num_blocks <= self.num_blocks:
+            raise EngineError(
+                f"the pool of {self.num_blocks} blocks cannot shrink to {num_blocks}: {self.num_live} are in use"
+            )
+        self.drop_cached(max(0, self.num_live + self.num_cached - num_blocks))
+        free = [block for block in self._free if block < num_blocks]
+        kept = (b for b in range(num_blocks, self.num_blocks) if self._references[b] or b in self._cached)
+        moves = [(block, free.pop()) for block in kept]
+        for old, new in moves:
+            self._references[new] = self._references[old]
+            key = self._keys[new] = self._keys[old]
+            if key is not None:
+                self._block_of_key[key] = new
+        new_places = dict(moves)
+        self._cached = OrderedDict((new_places.get(block, block), None) for block in self._cached)
+        self._free = free
+        del self._references[num_blocks:], self._keys[num_blocks:]
+        self.num_blocks = num_blocks
+        return moves
+
+    def grow(self, num_blocks: int) -> None:
+        """Have `num_blocks` blocks; the new ones are free, and used after those that were free before."""
+        num_new = num_blocks - self.num_blocks
+        if num_new < 0:
+            raise EngineError(f"the pool of {self.num_blocks} blocks cannot grow to {num_blocks}")
+        self._references.extend([0] * num_new)
+        self._keys.extend([None] * num_new)
+        self._free[:0] = reversed(range(self.num_blocks, num_blocks))
+        self.num_blocks = num_blocks
 
     def integrity_check(self, holders: Iterable[Sequence[int]]) -> None:
         """Compare every count with the tables of all `holders`; raise `EngineError` naming what differs."""

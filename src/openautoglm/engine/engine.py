@@ -11,6 +11,7 @@ from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
 from openautoglm.engine.pace import Pace
 from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.resize import PoolResize, resize_pool
 from openautoglm.engine.scheduler import Schedule, Scheduler
 from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError, OverloadedError, StepRefusedError
 from openautoglm.executor.protocol import Executor, StepResult
@@ -58,6 +59,7 @@ class Engine:
             eos_token_ids=frozenset(eos_token_ids),
             fingerprint=executor.determinism(),
         )
+        self._most_step_tokens = layout.max_step_tokens
         self._scheduler = Scheduler(self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running)
         self._resident_bytes = resident_bytes
         self._requests: dict[str, Request] = {}
@@ -74,7 +76,8 @@ class Engine:
     def add(self, generation: GenerationRequest) -> None:
         """Queue a request.
 
-        Raises `InvalidRequestError`, `ContextOverflowError`, or `OverloadedError` when the queue is full.
+        Raises `InvalidRequestError`, `ContextOverflowError`, or `OverloadedError` when the queue is full, or when the
+        pool has shrunk and could not hold the request even alone.
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
@@ -84,6 +87,12 @@ class Engine:
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
             )
         request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals)
+        if request.max_blocks > self._pool.num_blocks:
+            raise OverloadedError(
+                f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
+                f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
+                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
+            )
         self._num_arrivals += 1
         self._prompt_tokens += request.num_prompt_tokens
         self._requests[request.request_id] = request
@@ -231,6 +240,34 @@ class Engine:
         if sequence.request.finished:
             del self._requests[sequence.request.request_id]
             self._pace.request_finished()
+
+    @property
+    def least_blocks(self) -> int:
+        """The fewest blocks that the pool can have now: what one unfinished request may come to need for a choice."""
+        return max((request.max_blocks for request in self._requests.values()), default=1)
+
+    def resize_pool(self, target_blocks: int) -> PoolResize:
+        """Make the KV pool `target_blocks` large, or as near as possible, between two steps; no output changes by it.
+
+        Blocks in use are moved to lower places, idle prefixes are kept as far as they fit. Where more blocks are in use
+        than may stay, nothing changes and the result says how many must be freed first. Growth is charged to the
+        ledger, and may take as many blocks as addresses were reserved for; raises `OutOfMemoryError` if refused.
+        Cost: a copy of each block moved.
+        """
+        return resize_pool(
+            self._pool, self._scheduler, self._executor, target_blocks=target_blocks, least_blocks=self.least_blocks
+        )
+
+    def limit_step_tokens(self, num_tokens: int) -> int:
+        """Compute at most `num_tokens` tokens in a step from now on, and give back the workspace that only more need.
+
+        No less than `max_running`, so that every choice that decodes has its place, and no more than at load. Returns
+        the bytes given back. A larger limit takes memory again; raises `OutOfMemoryError` if the ledger refuses it.
+        """
+        num_tokens = min(max(num_tokens, self.max_running), self._most_step_tokens)
+        given_back_bytes = self._executor.limit_step_tokens(num_tokens)
+        self._scheduler.limit_step_tokens(num_tokens)
+        return given_back_bytes
 
     def status(self, *, heartbeat: int = 0) -> EngineStatus:
         """Return counters and gauges; `heartbeat` is the caller's, who owns the loop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -75,6 +76,11 @@ class Request:
         return (
             sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
         )
+
+    @property
+    def max_blocks(self) -> int:
+        """KV blocks that a choice of full length takes."""
+        return max(len(sequence.block_table) for sequence in self.sequences)
 
     @property
     def finished(self) -> bool:
@@ -150,6 +156,12 @@ class Sequence:
         begin = len(self.blocks)
         self.blocks.extend(blocks)
         self.block_table[begin : len(self.blocks)] = blocks
+
+    def relocate(self, new_places: Mapping[int, int]) -> None:
+        """Follow blocks to where they were moved."""
+        if not new_places.keys().isdisjoint(self.blocks):
+            self.blocks = [new_places.get(block, block) for block in self.blocks]
+            self.block_table[: len(self.blocks)] = self.blocks
 
     def detach(self) -> list[int]:
         """Give up all blocks and what was computed in them; return the blocks."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openautoglm.engine.blocks import BlockPool
@@ -155,6 +156,21 @@ class Scheduler:
         keep = schedule.rows[0].sequence
         self._preempt(next(sequence for sequence in reversed(self.running) if sequence is not keep))
         return True
+
+    @property
+    def max_step_tokens(self) -> int:
+        """The most tokens of a step; a step that followed a lack of memory has fewer."""
+        return self._max_step_tokens
+
+    def limit_step_tokens(self, num_tokens: int) -> None:
+        """Change the most tokens of a step, to no less than there may be running sequences."""
+        self._max_step_tokens = num_tokens
+        self._step_tokens = min(self._step_tokens, num_tokens)
+
+    def relocate(self, new_places: Mapping[int, int]) -> None:
+        """Rewrite every block table after blocks were moved between steps."""
+        for sequence in self.running:
+            sequence.relocate(new_places)
 
     def integrity_check(self) -> None:
         """Check the pool against every table, and the lists' order; raise `EngineError` if anything is off."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from openautoglm.executor.protocol import Float32
 from openautoglm.executor.slices import Rows, binding_bytes, matrix_slices, read_vector
 from openautoglm.executor.supports import unsupported_features
 from openautoglm.memory.kv import kv_block_bytes
-from openautoglm.memory.ledger import Ledger
+from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.native import _core
 from openautoglm.progress import Progress, ProgressCallback
 from openautoglm.spec.arch import ArchSpec
@@ -51,13 +51,15 @@ def load_model(
     progress: ProgressCallback | None = None,
     cache: PackedCache | None = None,
     ledger: Ledger | None = None,
+    most_kv_bytes: int = 0,
 ) -> NativeExecutor:
     """Load a checkpoint as `plan` says and return the executor, ready for its first step.
 
     Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB; `ledger` is charged for
     each before its bytes are taken, until the executor is closed. The checkpoint stays open; the page cache keeps none
     of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best. `cache` keeps the packed weights for the next
-    load: by bytes the same as packing them again, and it never makes a load fail.
+    load: by bytes the same as packing them again, and it never makes a load fail. The KV pool can grow to
+    `most_kv_bytes`, if that is more than the plan's: addresses are reserved for them, no memory.
 
     Raises `UnsupportedModelError` naming the features, `CheckpointFormatError` naming the tensor whose values cannot be
     packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here.
@@ -67,34 +69,36 @@ def load_model(
         raise UnsupportedModelError(f"this model cannot run here: it has {', '.join(features)}", features=features)
     with ExitStack() as charges:
 
-        def charge(name: str, num_bytes: int) -> None:
-            if ledger is not None:
-                charges.enter_context(ledger.reserve(name, num_bytes))
+        def charge(name: str, num_bytes: int) -> Reservation | None:
+            return None if ledger is None else charges.enter_context(ledger.reserve(name, num_bytes))
 
         with _named_allocation(f"{plan.num_threads} threads"):
             pool = _core.ThreadPool(plan.num_threads)
         charge("weights", plan.breakdown.weight_bytes)
         loader = _Loader(checkpoint, spec, weights, plan, pool, progress)
         loader.load(cache)
-        charge("KV pool", plan.breakdown.kv_bytes)
-        kv = _kv_pool(spec, plan)
-        charge("workspace", plan.breakdown.workspace_bytes)
+        kv_charge = charge("KV pool", plan.breakdown.kv_bytes)
+        kv = _kv_pool(spec, plan, most_kv_bytes)
+        workspace_charge = charge("workspace", plan.breakdown.workspace_bytes)
         decoder = _decoder(spec, plan, loader, pool, kv)
         model = NativeModel(
             decoder=decoder,
             kv=kv,
             num_layers=spec.num_layers,
-            max_step_tokens=plan.max_step_tokens,
             max_step_rows=plan.max_step_rows,
             vocab_size=spec.vocab_size,
             weight_bytes=loader.store.allocated_bytes + sum(vector.nbytes for vector in loader.vectors.values()),
             fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
         )
-        return NativeExecutor(model, charges=charges.pop_all())
+        return NativeExecutor(model, charges=charges.pop_all(), kv_charge=kv_charge, workspace_charge=workspace_charge)
 
 
-def _kv_pool(spec: ArchSpec, plan: Plan) -> _core.KvPool:
+def _kv_pool(spec: ArchSpec, plan: Plan, most_bytes: int) -> _core.KvPool:
     block_bytes = kv_block_bytes(spec, plan.formats.kv)
+    max_blocks = most_bytes // block_bytes
+    if max_blocks > plan.num_blocks:
+        with suppress(MemoryError):  # addresses are limited too (ulimit -v): then the pool never outgrows the plan
+            return _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES, max_blocks)
     with _named_allocation(f"a KV pool of {plan.num_blocks} blocks, {format_bytes(plan.num_blocks * block_bytes)}"):
         return _core.KvPool(plan.num_blocks, block_bytes, KV_SLAB_BYTES)
 

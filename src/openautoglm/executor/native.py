@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import numpy as np
 from openautoglm.errors import EngineError, OutOfMemoryError, StepRefusedError
 from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepHandle, StepResult, UInt64
 from openautoglm.executor.supports import unsupported_features
+from openautoglm.memory.ledger import Reservation
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.plan import BLOCK_TOKENS
+from openautoglm.units import round_up
 
 if TYPE_CHECKING:
     from openautoglm.native import _core
@@ -39,7 +42,6 @@ class NativeModel:
     decoder: _core.Decoder
     kv: _core.KvPool
     num_layers: int
-    max_step_tokens: int
     max_step_rows: int
     vocab_size: int
     weight_bytes: int
@@ -51,12 +53,22 @@ class NativeExecutor:
 
     `submit` runs the step on the calling thread and the pool's workers, without the interpreter lock, and returns a
     finished handle. One thread at a time may call; the object holds the memory of weights, KV pool and workspace, and
-    what the ledger was charged for them, until `close`.
+    what the ledger was charged for them, until `close`: `charges` hold that, and `kv_charge` and `workspace_charge`
+    are those of them that change with the sizes (None where nothing is charged).
     """
 
-    def __init__(self, model: NativeModel, *, charges: ExitStack) -> None:
+    def __init__(
+        self,
+        model: NativeModel,
+        *,
+        charges: ExitStack,
+        kv_charge: Reservation | None = None,
+        workspace_charge: Reservation | None = None,
+    ) -> None:
         self._model: NativeModel | None = model
         self._charges = charges
+        self._kv_charge = kv_charge
+        self._workspace_charge = workspace_charge
 
     @staticmethod
     def supports(spec: ArchSpec) -> tuple[str, ...]:
@@ -72,7 +84,8 @@ class NativeExecutor:
         return ExecutorLayout(
             groups=(group,),
             num_blocks=model.kv.num_blocks,
-            max_step_tokens=model.max_step_tokens,
+            max_blocks=model.kv.max_blocks,
+            max_step_tokens=model.decoder.max_step_tokens,
             max_step_rows=model.max_step_rows,
             vocab_size=model.vocab_size,
         )
@@ -120,6 +133,29 @@ class NativeExecutor:
         """Restore bytes taken by `export_blocks`; raise `ValueError` if they are not as many as the blocks take."""
         self._open().kv.import_blocks(list(blocks), data)
 
+    def resize_blocks(self, num_blocks: int) -> int:
+        """Have `num_blocks` KV blocks from the next step on; return the bytes given back to the system.
+
+        Raises `ValueError` outside 1 to `max_blocks`, and `OutOfMemoryError`, changing nothing, for refused growth.
+        """
+        kv = self._open().kv
+        if not 1 <= num_blocks <= kv.max_blocks:
+            raise ValueError(f"the KV pool can have 1 to {kv.max_blocks} blocks, not {num_blocks}")
+        growth_bytes = round_up(num_blocks * kv.block_bytes, mmap.PAGESIZE) - kv.allocated_bytes
+        with _charged(self._kv_charge, growth_bytes, f"a KV pool of {num_blocks} blocks"):
+            return kv.resize(num_blocks)
+
+    def limit_step_tokens(self, num_tokens: int) -> int:
+        """Refuse larger steps from now on and give back the workspace that only they need; return the bytes.
+
+        Raises `ValueError` outside 1 to the tokens at load, and `OutOfMemoryError` where the ledger refuses growth.
+        """
+        decoder = self._open().decoder
+        old_bytes = decoder.workspace_bytes_of(decoder.max_step_tokens)
+        growth_bytes = decoder.workspace_bytes_of(num_tokens) - old_bytes
+        with _charged(self._workspace_charge, growth_bytes, f"the workspace of steps of {num_tokens} tokens"):
+            return decoder.limit_step_tokens(num_tokens)
+
     def trim(self, live_blocks: Sequence[int]) -> int:
         """Give memory of slabs that hold none of `live_blocks` back to the system; return the bytes given."""
         return self._open().kv.release_unused(list(live_blocks))
@@ -155,12 +191,13 @@ class NativeExecutor:
         """Bytes of KV pool and workspace that are set aside and have not been written yet."""
         model = self._open()
         untouched_kv = model.kv.allocated_bytes - model.kv.resident_bytes
-        return untouched_kv + model.decoder.workspace_bytes - model.decoder.workspace_resident_bytes
+        return untouched_kv + self.workspace_bytes - model.decoder.workspace_resident_bytes
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes of the workspace."""
-        return self._open().decoder.workspace_bytes
+        """Bytes of the workspace when the largest step that is allowed now has run."""
+        decoder = self._open().decoder
+        return decoder.workspace_bytes_of(decoder.max_step_tokens)
 
     @property
     def instruction_set(self) -> str:
@@ -180,3 +217,18 @@ class NativeExecutor:
         if self._model is None:
             raise EngineError("the executor is closed: load the model again")
         return self._model
+
+
+@contextmanager
+def _charged(charge: Reservation | None, growth_bytes: int, name: str) -> Iterator[None]:
+    """Charge growth before the body takes it, and give a decrease back after it; a body that fails changes nothing."""
+    if charge is not None and growth_bytes > 0:
+        charge.resize(charge.num_bytes + growth_bytes)
+    try:
+        yield
+    except MemoryError as error:
+        if charge is not None and growth_bytes > 0:
+            charge.resize(charge.num_bytes - growth_bytes)
+        raise OutOfMemoryError(f"the system has no memory for {name}: free memory, or stay smaller") from error
+    if charge is not None and growth_bytes < 0:
+        charge.resize(charge.num_bytes + growth_bytes)

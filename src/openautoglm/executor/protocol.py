@@ -103,10 +103,11 @@ class CacheGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorLayout:
-    """Limits of a loaded executor."""
+    """Limits of a loaded executor, as they are now; the pool can have up to `max_blocks` blocks."""
 
     groups: tuple[CacheGroup, ...]
     num_blocks: int
+    max_blocks: int
     max_step_tokens: int
     max_step_rows: int
     vocab_size: int
@@ -146,6 +147,22 @@ class Executor(Protocol):
 
     def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
         """Restore bytes taken by `export_blocks`."""
+        ...
+
+    def resize_blocks(self, num_blocks: int) -> int:
+        """Have `num_blocks` KV blocks from the next step on: 1 to `max_blocks` of the layout, else `ValueError`.
+
+        Blocks from `num_blocks` on are lost, the others keep their contents. Growth is charged before it is taken;
+        raises `OutOfMemoryError`, changing nothing, if it is refused. Returns the bytes given back to the system.
+        """
+        ...
+
+    def limit_step_tokens(self, num_tokens: int) -> int:
+        """Refuse steps of more than `num_tokens` tokens from now on, and give back memory that only they need.
+
+        From 1 to the number at load, else `ValueError`; a larger number takes the memory again, charged first, and may
+        raise `OutOfMemoryError`, changing nothing. Returns the bytes given back to the system.
+        """
         ...
 
     def trim(self, live_blocks: Sequence[int]) -> int:

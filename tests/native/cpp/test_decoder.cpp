@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -57,6 +58,49 @@ TEST(decoder_steps_do_not_depend_on_threads) {
   for (const Form& form : kForms) {
     Model one = make_model(kSize, form, 1), three = make_model(kSize, form, 3);
     CHECK(run_all(*one.decoder) == run_all(*three.decoder));
+  }
+}
+
+// A step's logits do not depend on what the pool and the workspace gave back and took again before it; blocks and
+// scratch that are not theirs any more cannot be touched unseen, as these pages have no memory or no access.
+TEST(decoder_steps_do_not_depend_on_resizes) {
+  for (const Form& form : kForms) {
+    Model whole = make_model(kSize, form, 2), resized = make_model(kSize, form, 2);
+    constexpr int64_t kAllBlocks = kSize.rows * kSize.table_width;
+    for (int32_t first = 0; first < 200; first += 50) {
+      const Outcome expected = run_step(*whole.decoder, {{first, 50}});
+      resized.kv->resize(4 * (first / 50 + 1));
+      resized.decoder->limit_step_tokens(50);
+      CHECK(resized.kv->allocated_bytes() < whole.kv->allocated_bytes());
+      CHECK(resized.kv->resident_bytes() <= resized.kv->allocated_bytes());
+      CHECK(run_step(*resized.decoder, {{first, 50}}) == expected);
+      resized.decoder->limit_step_tokens(1);
+      resized.kv->resize(kAllBlocks);
+      resized.decoder->limit_step_tokens(128);
+    }
+    CHECK(run_step(*resized.decoder, {{200, 100}, {0, 20}}) == run_step(*whole.decoder, {{200, 100}, {0, 20}}));
+    CHECK(resized.decoder->workspace_bytes_of(128) == resized.decoder->workspace_bytes());
+  }
+}
+
+TEST(kv_pool_copies_and_resizes_within_its_addresses) {
+  KvPool pool(6, 3000, 6000, 12);
+  CHECK(pool.num_slabs() == 3 && pool.max_blocks() == 12);
+  pool.touch();
+  std::memset(pool.block(5), 7, pool.block_bytes());
+  pool.copy(5, 0);
+  CHECK(pool.resize(1) > 0);
+  CHECK(pool.block(0)[0] == 7 && pool.block(0)[2999] == 7);
+  CHECK(pool.resize(12) == 0);
+  CHECK(pool.block(11)[2999] == 0 && pool.block(0)[2999] == 7);
+  for (int64_t wrong : {int64_t{0}, int64_t{13}, int64_t{-1}}) {
+    bool refused = false;
+    try {
+      pool.resize(wrong);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused && pool.num_blocks() == 12);
   }
 }
 
