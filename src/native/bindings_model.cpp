@@ -232,6 +232,12 @@ void bind_model(nb::module_& m) {
       .def("workspace_bytes_of", &Decoder::workspace_bytes_of, "num_tokens"_a)
       .def_prop_ro("max_step_tokens", &Decoder::max_step_tokens)
       .def_prop_ro("workspace_bytes", &Decoder::workspace_bytes)
-      .def_prop_ro("workspace_resident_bytes", &Decoder::workspace_resident_bytes);
+      .def_prop_ro("workspace_resident_bytes", &Decoder::workspace_resident_bytes)
+      .def_prop_ro("workspace_parts", [](const Decoder& decoder) {
+        nb::dict parts;
+        for (size_t part = 0; part < kWorkspacePartNames.size(); ++part)
+          parts[kWorkspacePartNames[part]] = decoder.workspace().part_bytes()[part];
+        return parts;
+      });
   m.def("sample", sample, "logits"_a, "batch"_a, "instruction_set"_a = "");
 }

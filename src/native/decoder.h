@@ -52,6 +52,7 @@ class Decoder {
   const DecoderConfig& config() const { return config_; }
   const char* instruction_set() const { return kernels_.name; }
   size_t workspace_bytes() const { return workspace_.allocated_bytes(); }
+  const Workspace& workspace() const { return workspace_; }
   size_t workspace_resident_bytes() const { return workspace_.resident_bytes(); }
   int64_t max_step_tokens() const { return config_.max_step_tokens; }
   // Refuse steps of more tokens from now on and give the memory back that only they need: between steps, up to the

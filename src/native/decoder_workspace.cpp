@@ -78,11 +78,25 @@ class Workspace::Carver {
   }
   size_t size() const { return offset_; }
 
+  // What is taken from now on belongs to `part`.
+  void begin(WorkspacePart part) {
+    close();
+    part_ = static_cast<size_t>(part);
+  }
+  const std::array<size_t, kWorkspacePartNames.size()>& close() {
+    part_bytes_[part_] += offset_ - part_begin_;
+    part_begin_ = offset_;
+    return part_bytes_;
+  }
+
   std::vector<TokenArray> token_arrays;
 
  private:
   uint8_t* base_;
   size_t offset_ = 0;
+  size_t part_ = 0;
+  size_t part_begin_ = 0;
+  std::array<size_t, kWorkspacePartNames.size()> part_bytes_{};
 };
 
 size_t Workspace::measure(const DecoderConfig& config, const WeightStore& weights, int num_threads) {
@@ -138,6 +152,7 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   const int64_t num_groups = any_layer_matrix(config, weights, true) ? num_groups_of(widest_input) : 0;
   const int64_t row_groups = std::max(num_groups, quantised(weights, config.head) ? num_groups_of(hidden_size) : 0);
 
+  carver.begin(WorkspacePart::kChunk);
   hidden = carver.take_tokens<float>(num_tokens, hidden_size);
   branch = carver.take_tokens<float>(num_tokens, floats || any_sandwich(config) ? hidden_size : 0);
   wide = carver.take_tokens<float>(num_tokens, wide_size);
@@ -145,26 +160,35 @@ void Workspace::carve(Carver& carver, const DecoderConfig& config, const WeightS
   rows = carver.take_token_panels(num_tokens, num_groups);
   for (const RotaryConfig& table : config.rotary)
     rotary.push_back(carver.take_tokens<float>(num_tokens, 2 * table.half()));
+  carver.begin(WorkspacePart::kLogits);
   const bool quantised_head = quantised(weights, config.head);
   head_rows = carver.take_panels(kHeadRows, quantised_head ? num_groups_of(hidden_size) : 0);
   head_floats = carver.take<float>(quantised_head ? 0 : kHeadRows * hidden_size);
   logit_rows = std::min(kHeadRows, config.max_step_rows);
   logits = carver.take<float>(logit_rows * config.vocab_size);
+  carver.begin(WorkspacePart::kAttention);
   partials = carver.take<float>(num_threads > 1 ? kPartialSlots * partial_floats : 0);
   items = carver.take_tokens<AttentionItem>(num_tokens, 1, kPartialSlots);
   runs = carver.take_tokens<StoreRun>(num_tokens, 1);
   threads.resize(static_cast<size_t>(num_threads));
   for (ThreadScratch& thread : threads) {
+    carver.begin(WorkspacePart::kProducts);
     thread.floats = carver.take<float>(hidden_size);
     thread.values = carver.take<int8_t>(kMostPanelRows * row_groups * kActivationGroup);
     thread.scales = carver.take<float>(kMostPanelRows * row_groups);
     thread.sums = carver.take<int32_t>(kMostPanelRows * row_groups * 4);
     thread.alone = carver.take_panels(1, row_groups);
     thread.gemm = carver.take_bytes(kGemmScratchBytes);
+    carver.begin(WorkspacePart::kAttention);
     thread.attention = carver.take_bytes(attention_bytes);
-    thread.sampler = carver.take_bytes(sampler_scratch_bytes(config.vocab_size));
     thread.blocks = carver.take<const uint8_t*>((config.max_positions + kBlockTokens - 1) / kBlockTokens);
+    carver.begin(WorkspacePart::kSampling);
+    const size_t ranking_bytes = sampler_ranking_bytes(config.vocab_size);
+    thread.sampler = carver.take_bytes(sampler_scratch_bytes(config.vocab_size) - ranking_bytes);
+    carver.begin(WorkspacePart::kLogprobs);
+    carver.take_bytes(ranking_bytes);  // goes on where the sampler's own arrays end
   }
+  part_bytes_ = carver.close();
 }
 
 }  // namespace oag

@@ -3,6 +3,7 @@
 // openautoglm/memory/workspace.py states the same sum; a test holds the two equal.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -15,6 +16,11 @@ namespace oag {
 constexpr int64_t kHeadRows = 32;           // most positions whose logits are computed at once
 constexpr int64_t kPartialSlots = 1024;     // attention partitions whose partial results are held at once
 constexpr size_t kGemmScratchBytes = size_t{1280} << 10;  // bounds what any instruction set's product takes
+
+// What the bytes of a workspace are for; plans name the same parts (openautoglm/memory/workspace.py).
+enum class WorkspacePart { kChunk, kProducts, kAttention, kLogits, kSampling, kLogprobs };
+constexpr std::array<const char*, 6> kWorkspacePartNames = {"prefill chunk", "products", "attention",
+                                                            "logits",        "sampling", "logprobs"};
 
 // Quantised rows in panels, as a product takes them (see Activations); null where the model has no use for them.
 struct PanelArrays {
@@ -79,6 +85,8 @@ struct Workspace {
   size_t spare_bytes(int64_t num_tokens) const;
   // Give these back; they take memory again when a larger step writes them. Returns the bytes that were in memory.
   size_t release_spare(int64_t num_tokens);
+  // Their sum is at most a page below what is allocated.
+  const std::array<size_t, kWorkspacePartNames.size()>& part_bytes() const { return part_bytes_; }
 
  private:
   class Carver;
@@ -92,6 +100,7 @@ struct Workspace {
 
   Memory memory_;
   std::vector<TokenArray> token_arrays_;
+  std::array<size_t, kWorkspacePartNames.size()> part_bytes_{};
 };
 
 // Bounds what the attention kernels of any instruction set take per thread.

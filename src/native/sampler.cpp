@@ -251,11 +251,15 @@ void check_samples(const SampleArrays& arrays, int64_t num_tokens, int64_t vocab
     if (!known(arrays.bias_tokens[index])) throw std::invalid_argument("a biased token is not in the vocabulary");
 }
 
-size_t sampler_scratch_bytes(int64_t vocab_size) {
+size_t sampler_ranking_bytes(int64_t vocab_size) {
   const auto count = static_cast<size_t>(vocab_size);
   const size_t num_maxima = (count + kRankingBlock - 1) / kRankingBlock;
-  return aligned(count * sizeof(float)) + aligned(count * sizeof(uint32_t)) + aligned(count * sizeof(uint64_t)) +
-         aligned(num_maxima * sizeof(float));
+  return aligned(count * sizeof(uint64_t)) + aligned(num_maxima * sizeof(float));
+}
+
+size_t sampler_scratch_bytes(int64_t vocab_size) {
+  const auto count = static_cast<size_t>(vocab_size);
+  return aligned(count * sizeof(float)) + aligned(count * sizeof(uint32_t)) + sampler_ranking_bytes(vocab_size);
 }
 
 void init_sampler_scratch(void* scratch, int64_t vocab_size) {

@@ -54,6 +54,9 @@ void check_samples(const SampleArrays& arrays, int64_t num_tokens, int64_t vocab
 // Scratch of one thread; 64-byte aligned.
 size_t sampler_scratch_bytes(int64_t vocab_size);
 
+// The share of it that ranks tokens, for top-k, top-p and the most likely tokens of logprobs.
+size_t sampler_ranking_bytes(int64_t vocab_size);
+
 // Prepare scratch for its first use (the token counts must start at zero; every call leaves them so).
 void init_sampler_scratch(void* scratch, int64_t vocab_size);
 

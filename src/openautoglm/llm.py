@@ -24,7 +24,7 @@ from openautoglm.errors import ConfigError, EngineError, InvalidRequestError, Ov
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
-from openautoglm.spec.goal import Goal
+from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
@@ -75,6 +75,8 @@ class GoalSettings(TypedDict, total=False):
     kv: str
     attention: str
     threads: int | None
+    chunk: int | None
+    objective: str | None
 
 
 def make_goal(settings: GoalSettings) -> Goal:
@@ -83,10 +85,10 @@ def make_goal(settings: GoalSettings) -> Goal:
     if unknown:
         raise ConfigError(f"unknown settings {sorted(unknown)}: expected {sorted(GoalSettings.__annotations__)}")
     memory, quant = settings.get("memory"), settings.get("quant", "auto")
-    kv = settings.get("kv", "auto")
+    kv, objective = settings.get("kv", "auto"), settings.get("objective")
     for name, value in settings.items():
         wrong = isinstance(value, bool) or not isinstance(value, int | None)
-        if wrong and name in ("context", "concurrency", "group", "threads"):
+        if wrong and name in ("context", "concurrency", "group", "threads", "chunk"):
             raise ConfigError(f"{name} must be an integer, got {value!r}")
     try:
         return Goal(
@@ -99,11 +101,14 @@ def make_goal(settings: GoalSettings) -> Goal:
             kv=None if kv == "auto" else NumberFormat(kv),
             attention=AttentionArithmetic(settings.get("attention", "fastest")),
             num_threads=settings.get("threads"),
+            chunk_tokens=settings.get("chunk"),
+            objective=None if objective is None else Objective(objective),
         )
     except ValueError as error:
         raise ConfigError(
             f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token; "
-            "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable"
+            "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable; "
+            "objective is latency, throughput, quality or context"
         ) from error
 
 
@@ -171,6 +176,11 @@ class LLM:
     def notices(self) -> tuple[Notice, ...]:
         """What the load did differently than asked: fallbacks and downgrades."""
         return self._opened.description.notices
+
+    @property
+    def receipt_json(self) -> str:
+        """The receipt for programs: each component and its parts, planned and measured, as JSON."""
+        return self._opened.receipt_json
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from openautoglm.errors import ConfigError, OpenAutoGLMError
 from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
+from openautoglm.spec.goal import Objective
 from openautoglm.units import parse_bytes
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
@@ -110,6 +111,13 @@ SETTINGS = (
         default=ActivationScale.GROUP.value,
         check=_one_of(*(scale.value for scale in ActivationScale)),
         help="Granularity of activation scales.",
+    ),
+    SettingSpec(name="chunk", default=None, check=_integer(1, _MANY), help="Most tokens of one step."),
+    SettingSpec(
+        name="objective",
+        default=None,
+        check=_one_of(*(objective.value for objective in Objective)),
+        help="What to favour where there is a choice.",
     ),
     SettingSpec(name="kv", default="auto", check=_one_of(*KV_NAMES), help="KV cache format."),
     SettingSpec(

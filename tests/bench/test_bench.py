@@ -1,6 +1,7 @@
 """A bench of the embedded model: real steps, sane figures, JSON, a picture."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,12 +74,13 @@ def test_the_command_prints_json_alone(tmp_path):
 
 
 def test_fewer_sequences_where_memory_is_short():
-    whole = prepare_bench("demo", Goal(quant=NumberFormat.INT8))
+    goal = Goal(quant=NumberFormat.INT8, kv=NumberFormat.BF16)
+    whole = prepare_bench("demo", goal)
     assert (whole.plan.concurrency, whole.plan.context_tokens) == (32, 256)
     short = whole.plan.breakdown.total_bytes - 5 * MIB
-    assert prepare_bench("demo", Goal(quant=NumberFormat.INT8, memory_bytes=short)).plan.concurrency == 16
+    assert prepare_bench("demo", replace(goal, memory_bytes=short)).plan.concurrency == 16
     with pytest.raises(DoesNotFitError):
-        prepare_bench("demo", Goal(quant=NumberFormat.INT8, memory_bytes=short, concurrency=32))
+        prepare_bench("demo", replace(goal, memory_bytes=short, concurrency=32))
 
 
 def test_a_step_of_random_tokens():

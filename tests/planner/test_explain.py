@@ -3,7 +3,8 @@
 import json
 import re
 
-from openautoglm.planner.explain import MeasuredMemory, plan_as_dict, plan_table, receipt_table
+from openautoglm.planner.explain import plan_as_dict, plan_table
+from openautoglm.planner.receipt import MeasuredMemory, receipt_table
 from openautoglm.planner.search import make_plan
 from openautoglm.spec.formats import NumberFormat
 from openautoglm.spec.goal import Goal

@@ -107,9 +107,11 @@ def test_a_bigger_budget_never_gives_less(spec, goal, more):
         return
     richer = make_plan(spec, machine(), bigger, model="m")
     assert richer.context_tokens >= plan.context_tokens
-    order = [NumberFormat.INT4, NumberFormat.INT8]
-    if goal.quant is None and richer.context_tokens == plan.context_tokens and richer.concurrency == plan.concurrency:
-        assert order.index(richer.formats.layers.number) >= order.index(plan.formats.layers.number)
+    order = [(weights, kv) for weights in ("int4-g64", "int8") for kv in ("int8", "bf16")]
+    automatic = goal.quant is None and goal.kv is None
+    if automatic and (richer.context_tokens, richer.concurrency) == (plan.context_tokens, plan.concurrency):
+        before, after = (order.index((str(one.formats.layers), str(one.formats.kv))) for one in (plan, richer))
+        assert after >= before
 
 
 @settings(max_examples=100, deadline=None)
@@ -165,9 +167,14 @@ def test_int4_where_int8_does_not_fit():
 
 
 def test_the_better_format_is_kept_where_the_cache_is_what_is_too_big():
-    plan = make_plan(QWEN3_06B, machine(4 * GIB), Goal(), model="m")
-    assert plan.formats.layers.number is NumberFormat.INT8
-    assert (plan.context_tokens, plan.concurrency) == (8192, 3)
+    """First the cache gives way, which costs less quality than smaller weights; then sequences."""
+    plan = make_plan(QWEN3_06B, machine(5 * GIB), Goal(), model="m")
+    assert (plan.formats.layers.number, plan.formats.kv) == (NumberFormat.INT8, NumberFormat.INT8)
+    assert (plan.context_tokens, plan.concurrency) == (8192, 8)
+    assert any("because bf16 would take 112 KiB and need" in reason for reason in plan.reasons)
+    kept = make_plan(QWEN3_06B, machine(4 * GIB), Goal(kv=NumberFormat.BF16), model="m")
+    assert (kept.formats.layers.number, kept.formats.kv) == (NumberFormat.INT8, NumberFormat.BF16)
+    assert (kept.context_tokens, kept.concurrency) == (8192, 3)
 
 
 def test_a_given_budget_is_used_and_a_guessed_one_is_not():
@@ -229,9 +236,11 @@ def test_a_refusal_shows_components_budget_and_shortfall():
 
 def test_an_int8_cache_is_suggested_where_it_fits():
     """Budget between the two: context and concurrency can stay, and the command says what it takes."""
-    goal = Goal(quant=NumberFormat.INT4, context_tokens=16384, concurrency=8)
+    goal = Goal(quant=NumberFormat.INT4, context_tokens=16384, concurrency=8, kv=NumberFormat.BF16)
     half = make_plan(GLM_9B, machine(), replace(goal, kv=NumberFormat.INT8, memory_bytes=64 * GIB), model="m")
     budget = half.breakdown.total_bytes
+    chosen = make_plan(GLM_9B, machine(), replace(goal, kv=None, memory_bytes=budget), model="m")
+    assert chosen.formats.kv is NumberFormat.INT8
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(GLM_9B, machine(), replace(goal, memory_bytes=budget), model="m")
     command = f"openautoglm plan m --memory {budget}B --quant int4 --context 16384 --concurrency 8 --kv int8"

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 from openautoglm.bench.measure import Measurement
 from openautoglm.bench.roofline import Roofline
-from openautoglm.planner.explain import MeasuredMemory, plan_as_dict
+from openautoglm.planner.explain import plan_as_dict
+from openautoglm.planner.receipt import MeasuredMemory
 from openautoglm.spec.plan import Plan
 from openautoglm.units import format_bytes
 

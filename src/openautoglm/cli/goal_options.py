@@ -9,7 +9,7 @@ import click
 
 from openautoglm.settings import KV_NAMES
 from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic, NumberFormat
-from openautoglm.spec.goal import Goal
+from openautoglm.spec.goal import Goal, Objective
 from openautoglm.units import parse_bytes
 
 QUANT_CHOICES = ("auto", "bf16", "int8", "int4", "nf4")
@@ -31,7 +31,19 @@ _OPTIONS = (
         "--kv",
         type=click.Choice(KV_NAMES),
         default=None,
-        help="KV cache format (default auto: bf16). int8 and fp8 take half the bytes per token.",
+        help="KV cache format (default auto: bf16, int8 where that fits more). int8 and fp8 take half the bytes.",
+    ),
+    click.option(
+        "--chunk",
+        type=click.IntRange(min=1),
+        metavar="TOKENS",
+        help="Most tokens of one step: long prompts are read in such chunks (default 512, less in little memory).",
+    ),
+    click.option(
+        "--objective",
+        type=click.Choice([objective.value for objective in Objective]),
+        default=None,
+        help="What to favour where the other options leave a choice.",
     ),
     click.option(
         "--attention",
@@ -57,6 +69,8 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
         group: str | None,
         activations: str,
         kv: str | None,
+        chunk: int | None,
+        objective: str | None,
         attention: str,
         threads: int | None,
         **kwargs: object,
@@ -71,6 +85,8 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
             kv=None if kv in (None, "auto") else NumberFormat(kv),
             attention=AttentionArithmetic(attention),
             num_threads=threads,
+            chunk_tokens=chunk,
+            objective=None if objective is None else Objective(objective),
         )
         return command(*args, goal=goal, **kwargs)
 

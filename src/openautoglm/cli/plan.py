@@ -36,4 +36,4 @@ def plan_command(context: click.Context, model: str, goal: Goal, server: bool, a
         answer = {"schema_version": SCHEMA_VERSION, "model": model, "fits": False, "error": str(error)}
         click.echo(json.dumps({**answer, "suggestions": list(error.suggestions)}, indent=2))
         context.exit(error.exit_code)
-    click.echo(json.dumps(plan_as_dict(plan), indent=2) if as_json else plan_table(plan))
+    click.echo(json.dumps(plan_as_dict(plan), indent=2) if as_json else plan_table(plan, parts=True))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
+from openautoglm.cli.receipt_option import receipt_option
 from openautoglm.errors import ConfigError, InvalidRequestError
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.plan import Plan
@@ -26,6 +28,7 @@ from openautoglm.spec.plan import Plan
 @click.option("--top-p", type=float, help="Keep the most likely tokens up to this mass.")
 @click.option("--top-k", type=int, help="Keep this many most likely tokens; 0 is all.")
 @click.option("--seed", type=int, help="Same seed, same answer.")
+@receipt_option
 @click.option("--quiet", is_flag=True, help="Print neither plan nor receipt.")
 def run_command(
     model: str,
@@ -40,6 +43,7 @@ def run_command(
     top_p: float | None,
     top_k: int | None,
     seed: int | None,
+    receipt: Path | None,
     quiet: bool,
 ) -> None:
     """Run MODEL here: answer PROMPT (or standard input), or chat when there is neither.
@@ -74,6 +78,8 @@ def run_command(
         progress.finish()
         if not quiet:
             _show(llm.receipt)
+        if receipt is not None:
+            receipt.write_text(llm.receipt_json + "\n", encoding="utf-8")
         sampling = with_overrides(llm.default_sampling, **wishes)
         if prompt is None:
             converse(llm, sampling, system=system, raw=raw)

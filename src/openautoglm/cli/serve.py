@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
+from openautoglm.cli.receipt_option import receipt_option
 from openautoglm.spec.goal import Goal
 
 
@@ -33,6 +36,7 @@ from openautoglm.spec.goal import Goal
 @click.option(
     "--max-queued", type=click.IntRange(min=0), default=256, show_default=True, help="Requests that may wait."
 )
+@receipt_option
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -51,6 +55,7 @@ def serve_command(
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
+    receipt: Path | None,
     drain_seconds: float,
 ) -> None:
     """Serve MODEL over HTTP: chat and plain completions, models, tokenize, health, metrics.
@@ -78,6 +83,7 @@ def serve_command(
         api_key=api_key or None,
         model_names=model_names,
         drain_seconds=drain_seconds,
+        receipt_file=receipt,
     )
     with LoadProgress() as progress:
         code = serve(options, progress=progress, on_loaded=progress.finish)

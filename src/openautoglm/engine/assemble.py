@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.memory.ledger import Ledger
-from openautoglm.planner.explain import plan_table, receipt_table
+from openautoglm.planner.explain import plan_table
+from openautoglm.planner.receipt import receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
 from openautoglm.probe.machine import probe_machine
@@ -57,7 +59,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedEngine:
-    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it."""
+    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it.
+
+    `receipt` is a table, `receipt_json` the same for programs, with each component and its parts alone.
+    """
 
     engine: Engine
     executor: NativeExecutor
@@ -65,6 +70,7 @@ class OpenedEngine:
     directory: Path
     plan: Plan
     receipt: str
+    receipt_json: str
     default_sampling: SamplingParams
     description: EngineDescription
     ledger: Ledger
@@ -88,7 +94,8 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
         weight_map(spec, config, {name: tensor.shape for name, tensor in headers.items()})
     goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
     machine = probe_machine()
-    runtime = runtime_needs(spec, parsed, headers, server=options.server)
+    cached = open_cache(options.cache) is not None
+    runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=cached)
     plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
     return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
 
@@ -115,22 +122,22 @@ def open_engine(
     runtime_bytes = measure_process_memory(tree).pss_bytes
     ledger = Ledger(plan.budget_bytes)
     ledger.reserve("runtime", plan.breakdown.runtime_bytes)
-    executor = _load(prepared, directory, ledger, notices, progress)
+    executor, files = _load(prepared, directory, ledger, notices, progress)
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
         warm_up(executor)
-        options = prepared.options
         engine = Engine(
             executor,
             tokenizer,
             eos_token_ids=defaults.eos_token_ids,
             context_tokens=plan.context_tokens,
-            max_running=options.max_running,
-            max_queued=options.max_queued,
+            max_running=prepared.options.max_running,
+            max_queued=prepared.options.max_queued,
             resident_bytes=_resident_bytes,
         )
-        receipt = receipt_table(plan, measured_memory(executor, runtime_bytes, tree=tree))
+        measured = measured_memory(executor, runtime_bytes, tree=tree, checkpoint_files=files)
+        receipt, receipt_json = receipt_table(plan, measured), json.dumps(receipt_as_dict(plan, measured), indent=2)
     except BaseException:
         executor.close()
         raise
@@ -141,6 +148,7 @@ def open_engine(
         directory=directory,
         plan=plan,
         receipt=receipt,
+        receipt_json=receipt_json,
         default_sampling=default_sampling(defaults),
         description=EngineDescription(
             model=plan.model,
@@ -149,6 +157,7 @@ def open_engine(
             vocab_size=spec.vocab_size,
             max_queued_requests=engine.max_queued,
             plan_table=f"{plan_table(plan)}\n\n{receipt}",
+            receipt_json=receipt_json,
             notices=notices.taken(),
         ),
         ledger=ledger,
@@ -168,12 +177,13 @@ def _generation_defaults(prepared: Prepared, directory: Path, notices: Notices) 
 
 def _load(
     prepared: Prepared, directory: Path, ledger: Ledger, notices: Notices, progress: ProgressCallback | None
-) -> NativeExecutor:
+) -> tuple[NativeExecutor, tuple[Path, ...]]:
+    """Load, and return the checkpoint's files beside the executor."""
     cache = open_cache(prepared.options.cache, notices=notices)
     with Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(prepared.spec, prepared.config, shapes)
-        return load_model(
+        executor = load_model(
             checkpoint,
             prepared.spec,
             weights,
@@ -183,6 +193,7 @@ def _load(
             ledger=ledger,
             most_kv_bytes=prepared.machine.memory.limit_bytes,
         )
+        return executor, tuple(checkpoint.files)
 
 
 def default_sampling(defaults: GenerationDefaults) -> SamplingParams:

@@ -62,7 +62,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a client needs to know of a loaded engine.
 
-    `plan_table` is the plan and receipt as text; `notices` are the fallbacks and downgrades of the load.
+    `plan_table` is the plan and receipt as text, `receipt_json` the receipt for programs, empty where there is none;
+    `notices` are the fallbacks and downgrades of the load.
     """
 
     model: str
@@ -71,6 +72,7 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     max_queued_requests: int
     plan_table: str
+    receipt_json: str = ""
     notices: tuple[Notice, ...] = ()
 
 

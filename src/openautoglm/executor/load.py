@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -33,13 +34,21 @@ from openautoglm.progress import Progress, ProgressCallback
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.plan import Plan
-from openautoglm.spec.weights import MatrixBinding, WeightMap
+from openautoglm.spec.weights import MatrixBinding, MatrixRole, WeightMap
 from openautoglm.units import MIB, format_bytes
 
 KV_SLAB_BYTES = 8 * MIB
 ISA_VARIABLE = "OPENAUTOGLM_ISA"
 
 _SAMPLE_STRIDE_BYTES = 61
+_GROUP_NAMES = {
+    MatrixRole.QKV: "attention",
+    MatrixRole.ATTENTION_OUTPUT: "attention",
+    MatrixRole.GATE_UP: "MLP",
+    MatrixRole.DOWN: "MLP",
+    MatrixRole.HEAD: "head",
+    MatrixRole.EMBEDDING: "embeddings",
+}
 
 
 def load_model(
@@ -89,6 +98,8 @@ def load_model(
             vocab_size=spec.vocab_size,
             weight_bytes=loader.store.allocated_bytes + sum(vector.nbytes for vector in loader.vectors.values()),
             fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
+            weight_groups=loader.group_bytes(),
+            packed_file=loader.packed_file,
         )
         return NativeExecutor(model, charges=charges.pop_all(), kv_charge=kv_charge, workspace_charge=workspace_charge)
 
@@ -137,6 +148,7 @@ class _Loader:
         self._total_bytes += sum(binding_bytes(checkpoint, vector) for vector in weights.vectors)
         self._done_bytes = 0
         self._restored_digest: bytes | None = None
+        self.packed_file: Path | None = None
         self.matrices: dict[MatrixKey, int] = {}
         self.vectors: dict[VectorKey, Float32] = {}
         self._shapes = []
@@ -156,6 +168,7 @@ class _Loader:
         packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self.store)
         restored = packed.restore(self._plan, self._progress)
         if restored is not None:
+            self.packed_file = packed.path
             for vector, values in zip(self._weights.vectors, restored.vectors, strict=True):
                 self.vectors[vector.role, vector.layer] = values
             self._restored_digest = restored.weights_digest
@@ -165,7 +178,8 @@ class _Loader:
             if writer is not None:
                 news = Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
                 vectors = [self.vectors[vector.role, vector.layer] for vector in self._weights.vectors]
-                packed.publish(writer, vectors, self.weights_digest(), news, self._progress)
+                if packed.publish(writer, vectors, self.weights_digest(), news, self._progress):
+                    self.packed_file = packed.path
 
     def _read_and_pack(self, writer: PackedWriter | None) -> None:
         for vector in self._weights.vectors:
@@ -184,6 +198,16 @@ class _Loader:
             packed_bytes += self.store.matrix_bytes(index)
             if writer is not None:
                 writer.advance(packed_bytes)
+
+    def group_bytes(self) -> dict[str, int]:
+        """Return the bytes of the store's matrices and of the vectors by the names that plans give them."""
+        names = dict(_GROUP_NAMES)
+        if (MatrixRole.HEAD, None) not in self.matrices:
+            names[MatrixRole.EMBEDDING] = "head and embeddings"
+        groups = dict.fromkeys(names.values(), 0)
+        for (role, _), index in self.matrices.items():
+            groups[names[role]] += self.store.matrix_bytes(index)
+        return {**groups, "norms and biases": sum(vector.nbytes for vector in self.vectors.values())}
 
     def weights_digest(self) -> bytes:
         """Return a digest of names, shapes and a regular sample of the bytes of all that was read, now or then."""

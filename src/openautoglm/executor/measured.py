@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from openautoglm.executor.native import NativeExecutor
-from openautoglm.planner.explain import MeasuredMemory
+from openautoglm.log import get_logger
+from openautoglm.planner.receipt import MeasuredMemory
+from openautoglm.probe.page_cache import cached_bytes
 from openautoglm.probe.process_memory import measure_process_memory, peak_resident_bytes
+from openautoglm.spec.plan import Component, Part
+
+_logger = get_logger(__name__)
 
 
-def measured_memory(executor: NativeExecutor, runtime_bytes: int, *, tree: int | None = None) -> MeasuredMemory:
+def measured_memory(
+    executor: NativeExecutor, runtime_bytes: int, *, tree: int | None = None, checkpoint_files: Sequence[Path] = ()
+) -> MeasuredMemory:
     """Return what the executor took and what the process tree under `tree` (default: this process) takes now.
 
     `runtime_bytes` is the tree's proportional set size before loading. The peak is this process's own, with the others
-    of the tree as they are now: they do not grow while a model loads.
+    of the tree as they are now: they do not grow while a model loads. `checkpoint_files` and the file of packed weights
+    are looked up on disk and in the page cache.
     """
     here = os.getpid()
     own_bytes = measure_process_memory(here).pss_bytes
@@ -26,4 +36,22 @@ def measured_memory(executor: NativeExecutor, runtime_bytes: int, *, tree: int |
         untouched_bytes=executor.untouched_bytes,
         resident_bytes=tree_bytes,
         peak_bytes=peak_resident_bytes(here) + tree_bytes - own_bytes,
+        parts=(*executor.parts(), *_file_parts(checkpoint_files, executor.packed_file)),
     )
+
+
+def _file_parts(checkpoint_files: Sequence[Path], packed_file: Path | None) -> Iterator[Part]:
+    for name, files in (
+        ("checkpoint", checkpoint_files),
+        ("packed weights", () if packed_file is None else (packed_file,)),
+    ):
+        if not files:
+            continue
+        try:
+            cached = sum(cached_bytes(file) for file in files)
+            on_disk = sum(file.stat().st_size for file in files)
+        except OSError as error:
+            _logger.warning("what the page cache holds of the %s is not known: %s", name, error)
+            continue
+        yield Part(component=Component.PAGE_CACHE, name=name, num_bytes=cached)
+        yield Part(component=Component.DISK, name=name, num_bytes=on_disk)

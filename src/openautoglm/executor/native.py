@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch,
 from openautoglm.executor.supports import unsupported_features
 from openautoglm.memory.ledger import Reservation
 from openautoglm.spec.arch import ArchSpec
-from openautoglm.spec.plan import BLOCK_TOKENS
+from openautoglm.spec.plan import BLOCK_TOKENS, Component, Part
 from openautoglm.units import round_up
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ class _FinishedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeModel:
-    """What a load made: the native objects and the facts about them."""
+    """What a load made: the native objects and the facts about them.
+
+    `weight_groups` are bytes by the names that plans give them; `packed_file` is where packed weights stand, if any do.
+    """
 
     decoder: _core.Decoder
     kv: _core.KvPool
@@ -46,6 +50,8 @@ class NativeModel:
     vocab_size: int
     weight_bytes: int
     fingerprint: str
+    weight_groups: Mapping[str, int]
+    packed_file: Path | None
 
 
 class NativeExecutor:
@@ -198,6 +204,23 @@ class NativeExecutor:
         """Bytes of the workspace when the largest step that is allowed now has run."""
         decoder = self._open().decoder
         return decoder.workspace_bytes_of(decoder.max_step_tokens)
+
+    @property
+    def packed_file(self) -> Path | None:
+        """The file that the packed weights came from or went to; None where none is kept."""
+        return self._open().packed_file
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return what weights and workspace consist of, as they were allocated, by the names that plans give them."""
+        model = self._open()
+        workspace = model.decoder.workspace_parts
+        # Memory comes in whole pages; plans count the rest of the last one to the chunk.
+        workspace["prefill chunk"] += model.decoder.workspace_bytes - sum(workspace.values())
+        return tuple(
+            Part(component=component, name=name, num_bytes=num_bytes)
+            for component, sizes in ((Component.WEIGHTS, model.weight_groups), (Component.WORKSPACE, workspace))
+            for name, num_bytes in sizes.items()
+        )
 
     @property
     def instruction_set(self) -> str:

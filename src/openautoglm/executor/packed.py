@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
@@ -18,10 +19,11 @@ from openautoglm.checkpoint.packed_writer import PackedWriter
 from openautoglm.errors import CheckpointFormatError
 from openautoglm.executor.protocol import Float32
 from openautoglm.log import get_logger
+from openautoglm.memory.loading import worth_packing
 from openautoglm.native import _core
 from openautoglm.probe.memory import probe_memory
 from openautoglm.progress import Progress, ProgressCallback
-from openautoglm.spec.formats import ModelFormats, NumberFormat
+from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.notices import NoticeCode
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.weights import WeightMap
@@ -41,12 +43,8 @@ class RestoredWeights:
 
 
 def worth_caching(cache: PackedCache | None, formats: ModelFormats, source_bytes: int) -> TypeGuard[PackedCache]:
-    """Say whether a load of `source_bytes` is one for the cache.
-
-    Unquantised weights are not: their packed file would be as large as the checkpoint, and reading it takes as long.
-    """
-    quantised = formats.layers.number not in (NumberFormat.F32, NumberFormat.BF16)
-    return cache is not None and quantised and source_bytes >= cache.min_source_bytes
+    """Say whether a load of `source_bytes` is one for the cache."""
+    return cache is not None and worth_packing(formats, source_bytes, cache.min_source_bytes)
 
 
 class PackedLoad:
@@ -71,12 +69,17 @@ class PackedLoad:
             arena_bytes=store.packed_bytes,
         )
 
+    @property
+    def path(self) -> Path:
+        """Where the entry stands, whether it exists or not."""
+        return self._cache.path(self._layout)
+
     def restore(self, plan: Plan, progress: ProgressCallback | None) -> RestoredWeights | None:
         """Fill the store from the cache; return None, the store as it was, if there is nothing usable.
 
         A damaged file is removed with a warning. Allocates the vectors and nothing else.
         """
-        path = self._cache.path(self._layout)
+        path = self.path
         try:
             reader = self._cache.open(self._layout)
         except (OSError, PackedFileError) as error:
@@ -130,23 +133,24 @@ class PackedLoad:
         weights_digest: bytes,
         news: Progress,
         progress: ProgressCallback | None,
-    ) -> None:
+    ) -> bool:
         """Complete the file and give it its name, unless the checkpoint has changed since the load began.
 
-        Repeats `news` while the disk is waited for, so that whoever watches the load sees that it lives.
+        Returns whether it stands there. Repeats `news` while the disk is waited for, so that whoever watches the load
+        sees that it lives.
         """
         if not self._unchanged():
             self._tell(
                 NoticeCode.PACKED_CACHE_NOT_WRITTEN,
                 f"{self._checkpoint.directory} changed while it was loaded: nothing is cached",
             )
-            return
+            return False
 
         def on_wait() -> None:
             if progress is not None:
                 progress(news)
 
-        self._cache.publish(
+        return self._cache.publish(
             writer,
             [np.ascontiguousarray(vector) for vector in vectors],
             weights_digest=weights_digest,

@@ -11,13 +11,28 @@ kept. Shared indexer layers keep nothing. Recurrent layers keep a state per sequ
 from __future__ import annotations
 
 from openautoglm.errors import ConfigError
-from openautoglm.spec.arch import ArchSpec, AttentionSpec, IndexerSpec, LatentAttentionSpec, LayerSpec, RecurrentSpec
+from openautoglm.spec.arch import (
+    ArchSpec,
+    AttentionSpec,
+    CacheKind,
+    IndexerSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    RecurrentSpec,
+)
 from openautoglm.spec.formats import KV_NUMBERS, NumberFormat
 from openautoglm.spec.plan import BLOCK_TOKENS
 from openautoglm.units import round_up
 
 _ELEMENT_BYTES = {NumberFormat.F32: 4, NumberFormat.BF16: 2}
 _SCALED_FORMATS = (NumberFormat.INT8, NumberFormat.FP8)  # bytes, and an fp32 scale for each key and value
+_KINDS = {
+    CacheKind.PAGED: "full attention",
+    CacheKind.SLIDING: "sliding window",
+    CacheKind.LATENT: "latent",
+    CacheKind.LATENT_INDEXED: "latent",
+    CacheKind.RECURRENT: "recurrent state",
+}
 _STATE_BYTES = 4  # recurrent states are fp32
 
 
@@ -44,6 +59,20 @@ def kv_bytes_per_token(spec: ArchSpec, kv_format: NumberFormat) -> int:
     """
     check_kv_format(spec, kv_format)
     return sum(_token_bytes(layer, kv_format) for layer in spec.layers)
+
+
+def kv_bytes_per_token_by_kind(spec: ArchSpec, kv_format: NumberFormat) -> dict[str, int]:
+    """Return the bytes of one token's keys and values (or latents) by kind of layer: full, sliding window, latent.
+
+    Kinds that a model does not have are left out; the sum is `kv_bytes_per_token`.
+    """
+    check_kv_format(spec, kv_format)
+    kinds: dict[str, int] = {}
+    for layer in spec.layers:
+        num_bytes = _token_bytes(layer, kv_format)
+        if num_bytes:
+            kinds[_KINDS[layer.cache]] = kinds.get(_KINDS[layer.cache], 0) + num_bytes
+    return kinds
 
 
 def indexer_bytes_per_token(spec: ArchSpec, kv_format: NumberFormat) -> int:

@@ -34,12 +34,15 @@ class RuntimeNeeds:
     """What the runtime's bytes depend on.
 
     `server` adds the HTTP process beside the engine's. `source_item_bytes` is the size of the checkpoint's numbers: a
-    load holds slices of them.
+    load holds slices of them. `source_bytes` are all of its tensors (None: two bytes a parameter, as published).
+    `packed_cache` says whether packed weights are kept on disk for the next start.
     """
 
     tokenizer: TokenizerSize
     server: bool = False
     source_item_bytes: int = 2
+    source_bytes: int | None = None
+    packed_cache: bool = True
 
 
 def estimated_tokenizer(vocab_size: int) -> TokenizerSize:
@@ -52,7 +55,18 @@ def tokenizer_bytes(size: TokenizerSize) -> int:
     return TOKENIZER_BASE_BYTES + size.num_entries * TOKENIZER_ENTRY_BYTES + size.num_merges * TOKENIZER_MERGE_BYTES
 
 
+def runtime_parts(needs: RuntimeNeeds, num_threads: int) -> dict[str, int]:
+    """Return what the processes that run a model take besides the model's own arrays, by what it is for."""
+    parts = {
+        "process": PROCESS_BASE_BYTES + num_threads * THREAD_BYTES,
+        "tokenizer": tokenizer_bytes(needs.tokenizer),
+        "chat templates": TEMPLATE_PROCESS_BYTES,
+    }
+    if needs.server:
+        parts["HTTP process"] = HTTP_PROCESS_BYTES + tokenizer_bytes(needs.tokenizer)
+    return parts
+
+
 def runtime_bytes(needs: RuntimeNeeds, num_threads: int) -> int:
     """Return what the processes that run a model take besides the model's own arrays."""
-    engine = PROCESS_BASE_BYTES + TEMPLATE_PROCESS_BYTES + tokenizer_bytes(needs.tokenizer) + num_threads * THREAD_BYTES
-    return engine + (HTTP_PROCESS_BYTES + tokenizer_bytes(needs.tokenizer) if needs.server else 0)
+    return sum(runtime_parts(needs, num_threads).values())

@@ -49,13 +49,21 @@ class MatrixShape:
 
 def layer_matrices(layer: LayerSpec, hidden_size: int) -> tuple[MatrixShape, ...]:
     """Return the matrices of a layer."""
-    return (*_mixer_matrices(layer.mixer, hidden_size), *_mlp_matrices(layer.mlp, hidden_size))
+    return (*mixer_matrices(layer.mixer, hidden_size), *mlp_matrices(layer.mlp, hidden_size))
 
 
 def layer_vector_elements(layer: LayerSpec, hidden_size: int) -> int:
     """Return the elements of a layer's norms, biases and router corrections (all kept in fp32)."""
     elements = _NUM_NORMS[layer.placement] * norm_elements(layer.norm, hidden_size)
     return elements + _mixer_vectors(layer.mixer, hidden_size) + _mlp_vectors(layer.mlp, hidden_size)
+
+
+def num_layer_vectors(layer: LayerSpec) -> int:
+    """Return how many vectors a layer of attention and a dense MLP has: norms, and fused biases."""
+    count = _NUM_NORMS[layer.placement]
+    if isinstance(layer.mixer, AttentionSpec):
+        count += layer.mixer.qkv_bias + layer.mixer.output_bias + 2 * (layer.mixer.qk_norm is not None)
+    return count + 2 * (isinstance(layer.mlp, DenseMlpSpec) and layer.mlp.bias)
 
 
 def norm_elements(norm: NormSpec, size: int) -> int:
@@ -68,7 +76,8 @@ def embedding_matrix(spec: ArchSpec) -> MatrixShape:
     return MatrixShape(num_outputs=spec.vocab_size, num_inputs=spec.hidden_size)
 
 
-def _mixer_matrices(mixer: AttentionSpec | LatentAttentionSpec | RecurrentSpec, hidden: int) -> tuple[MatrixShape, ...]:
+def mixer_matrices(mixer: AttentionSpec | LatentAttentionSpec | RecurrentSpec, hidden: int) -> tuple[MatrixShape, ...]:
+    """Return the matrices of a token mixer."""
     match mixer:
         case AttentionSpec():
             width = mixer.num_heads * mixer.head_dim
@@ -131,7 +140,8 @@ def _indexer_matrices(mixer: LatentAttentionSpec, hidden: int) -> tuple[MatrixSh
     return tuple(matrices)
 
 
-def _mlp_matrices(mlp: DenseMlpSpec | MoeSpec, hidden: int) -> tuple[MatrixShape, ...]:
+def mlp_matrices(mlp: DenseMlpSpec | MoeSpec, hidden: int) -> tuple[MatrixShape, ...]:
+    """Return the matrices of a feed-forward block; the routed experts of a mixture are those with a count above 1."""
     match mlp:
         case DenseMlpSpec():
             return (

@@ -12,9 +12,11 @@ from openautoglm.memory.shapes import (
     layer_buffer_elements,
     layer_matrices,
     layer_vector_elements,
+    mixer_matrices,
+    mlp_matrices,
     norm_elements,
 )
-from openautoglm.spec.arch import ArchSpec, LayerSpec
+from openautoglm.spec.arch import ArchSpec, LayerSpec, MoeSpec
 from openautoglm.spec.formats import ModelFormats, NumberFormat, WeightFormat
 
 _FLOAT_BYTES = 4
@@ -69,6 +71,43 @@ def weight_bytes(spec: ArchSpec, formats: ModelFormats) -> WeightBytes:
         embedding=0 if spec.tied_embeddings else _packed_bytes(table, formats.embedding),
         norms=_FLOAT_BYTES * (vectors + _model_vector_elements(spec)),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightGroup:
+    """Tensors of one kind over all layers, and the format that they are kept in."""
+
+    name: str
+    number_format: str
+    num_bytes: int
+
+
+def layer_weight_groups(spec: ArchSpec, formats: ModelFormats) -> tuple[WeightGroup, ...]:
+    """Return the groups that make up `WeightBytes.layers`: attention, MLP, experts and so on; empty ones left out."""
+    sizes: dict[tuple[str, str], int] = {}
+    for layer, repeats in Counter(spec.layers).items():
+        for name, matrix in _named_matrices(layer, spec.hidden_size):
+            kept = _FULL_PRECISION if matrix.full_precision else formats.layers
+            key = name, str(kept)
+            sizes[key] = sizes.get(key, 0) + repeats * _packed_bytes(matrix, kept)
+    extra = spec.extra_parameters + sum(layer.extra_parameters for layer in spec.layers)
+    towers = sum(tower.num_parameters for tower in spec.towers)
+    sizes["hyper-connections", str(_FULL_PRECISION)] = extra * _FLOAT_BYTES
+    sizes["towers", str(NumberFormat.BF16)] = towers * _TOWER_BYTES
+    return tuple(
+        WeightGroup(name=name, number_format=number_format, num_bytes=num_bytes)
+        for (name, number_format), num_bytes in sizes.items()
+        if num_bytes
+    )
+
+
+def _named_matrices(layer: LayerSpec, hidden_size: int) -> list[tuple[str, MatrixShape]]:
+    mixture = isinstance(layer.mlp, MoeSpec)
+    named = [("attention", matrix) for matrix in mixer_matrices(layer.mixer, hidden_size)]
+    for matrix in mlp_matrices(layer.mlp, hidden_size):
+        name = "experts" if matrix.count > 1 else "shared experts" if mixture else "MLP"
+        named.append((name, matrix))
+    return [("routers and indexers" if matrix.full_precision else name, matrix) for name, matrix in named]
 
 
 def _packed_bytes(matrix: MatrixShape, weight_format: WeightFormat) -> int:

@@ -52,32 +52,65 @@ class _Widths:
     attention_scratch_bytes: int
 
 
-def workspace_bytes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceBytes:
+    """Bytes of a workspace by what they are for; the names are those of `WorkspacePart` in the native core.
+
+    `prefill_chunk` grows with the tokens of a step, `logits` with its rows (32 at most), the rest with the threads.
+    `logprobs` is what ranks tokens: for the most likely ones of an answer, and for top-k and top-p.
+    """
+
+    prefill_chunk: int
+    products: int
+    attention: int
+    logits: int
+    sampling: int
+    logprobs: int
+
+    @property
+    def total(self) -> int:
+        """The whole workspace, in whole pages."""
+        parts = self.prefill_chunk + self.products + self.attention + self.logits + self.sampling + self.logprobs
+        return round_up(parts, PAGE_BYTES)
+
+
+def workspace_parts(
     spec: ArchSpec, formats: ModelFormats, *, max_step_tokens: int, max_step_rows: int, num_threads: int
-) -> int:
-    """Return the bytes of the workspace of a step of at most `max_step_tokens` tokens in `max_step_rows` rows."""
+) -> WorkspaceBytes:
+    """Return the parts of the workspace of a step of at most `max_step_tokens` tokens in `max_step_rows` rows."""
     widths = _widest(spec)
     hidden = spec.hidden_size
     floats = not _quantised(formats.layers)
     groups = 0 if floats else _num_groups(widths.widest_input)
     head_groups = _num_groups(hidden) if _quantised(formats.head) else 0
     branch = floats or any(layer.placement is NormPlacement.SANDWICH for layer in spec.layers)
-    total = (
-        _aligned(max_step_tokens * hidden * _FLOAT)
+    return WorkspaceBytes(
+        prefill_chunk=_aligned(max_step_tokens * hidden * _FLOAT)
         + _aligned(max_step_tokens * hidden * _FLOAT * branch)
         + _aligned(max_step_tokens * widths.wide * _FLOAT)
         + _aligned(max_step_tokens * widths.mixed * _FLOAT)
         + _panel_bytes(max_step_tokens, groups)
-        + sum(_aligned(max_step_tokens * table.dimensions * _FLOAT) for table in rotary_tables(spec))
-        + _panel_bytes(HEAD_ROWS, head_groups)
+        + sum(_aligned(max_step_tokens * table.dimensions * _FLOAT) for table in rotary_tables(spec)),
+        logits=_panel_bytes(HEAD_ROWS, head_groups)
         + (_aligned(HEAD_ROWS * hidden * _FLOAT) if head_groups == 0 else 0)
-        + _aligned(min(HEAD_ROWS, max_step_rows) * spec.vocab_size * _FLOAT)
-        + (_aligned(PARTIAL_SLOTS * widths.partial * _FLOAT) if num_threads > 1 else 0)
+        + _aligned(min(HEAD_ROWS, max_step_rows) * spec.vocab_size * _FLOAT),
+        attention=(_aligned(PARTIAL_SLOTS * widths.partial * _FLOAT) if num_threads > 1 else 0)
         + _aligned((max_step_tokens + PARTIAL_SLOTS) * _ATTENTION_ITEM)
         + _aligned(max_step_tokens * _STORE_RUN)
-        + num_threads * _thread_bytes(spec, widths, max(groups, head_groups))
+        + num_threads * _thread_attention_bytes(spec, widths),
+        products=num_threads * _thread_product_bytes(hidden, max(groups, head_groups)),
+        sampling=num_threads * (sampler_scratch_bytes(spec.vocab_size) - sampler_ranking_bytes(spec.vocab_size)),
+        logprobs=num_threads * sampler_ranking_bytes(spec.vocab_size),
     )
-    return round_up(total, PAGE_BYTES)
+
+
+def workspace_bytes(
+    spec: ArchSpec, formats: ModelFormats, *, max_step_tokens: int, max_step_rows: int, num_threads: int
+) -> int:
+    """Return the bytes of the workspace of a step of at most `max_step_tokens` tokens in `max_step_rows` rows."""
+    return workspace_parts(
+        spec, formats, max_step_tokens=max_step_tokens, max_step_rows=max_step_rows, num_threads=num_threads
+    ).total
 
 
 def rotary_tables(spec: ArchSpec) -> tuple[RotarySpec, ...]:
@@ -87,25 +120,31 @@ def rotary_tables(spec: ArchSpec) -> tuple[RotarySpec, ...]:
     return tuple(dict.fromkeys(table for table in tables if table is not None))
 
 
-def _thread_bytes(spec: ArchSpec, widths: _Widths, groups: int) -> int:
-    """Return the scratch of one thread: a row of activations, products, attention, sampling, block addresses."""
+def _thread_product_bytes(hidden: int, groups: int) -> int:
+    """Return one thread's scratch for products: a row of activations, rows on their way into panels."""
     return (
-        _aligned(spec.hidden_size * _FLOAT)
+        _aligned(hidden * _FLOAT)
         + _aligned(_MOST_PANEL_ROWS * groups * ACTIVATION_GROUP)
         + _aligned(_MOST_PANEL_ROWS * groups * _FLOAT)
         + _aligned(_MOST_PANEL_ROWS * groups * 4 * _FLOAT)
         + _panel_bytes(1, groups)
         + GEMM_SCRATCH_BYTES
-        + _aligned(widths.attention_scratch_bytes)
-        + _aligned(sampler_scratch_bytes(spec.vocab_size))
-        + _aligned(-(-spec.max_positions // BLOCK_TOKENS) * _POINTER)
     )
+
+
+def _thread_attention_bytes(spec: ArchSpec, widths: _Widths) -> int:
+    """Return one thread's scratch for attention: queries, scores, results, and the blocks' addresses."""
+    return _aligned(widths.attention_scratch_bytes) + _aligned(-(-spec.max_positions // BLOCK_TOKENS) * _POINTER)
 
 
 def sampler_scratch_bytes(vocab_size: int) -> int:
     """Return a thread's scratch for choosing tokens: values, counts, ranking keys and block maxima."""
-    maxima = -(-vocab_size // _RANKING_BLOCK)
-    return 2 * _aligned(vocab_size * _FLOAT) + _aligned(vocab_size * 8) + _aligned(maxima * _FLOAT)
+    return 2 * _aligned(vocab_size * _FLOAT) + sampler_ranking_bytes(vocab_size)
+
+
+def sampler_ranking_bytes(vocab_size: int) -> int:
+    """Return the share of it that ranks tokens: keys and block maxima."""
+    return _aligned(vocab_size * 8) + _aligned(-(-vocab_size // _RANKING_BLOCK) * _FLOAT)
 
 
 def _panel_bytes(num_rows: int, num_groups: int) -> int:

@@ -170,6 +170,10 @@ def _command(model: str, goal: Goal) -> str:
         words += ["--attention", str(goal.attention)]
     if goal.num_threads is not None:
         words += ["--threads", str(goal.num_threads)]
+    if goal.chunk_tokens is not None:
+        words += ["--chunk", str(goal.chunk_tokens)]
+    if goal.objective is not None:
+        words += ["--objective", str(goal.objective)]
     return shlex.join(words)
 
 

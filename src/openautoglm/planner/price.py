@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openautoglm.memory.kv import kv_block_bytes, recurrent_state_bytes
 from openautoglm.memory.loading import loading_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, estimated_tokenizer, runtime_bytes
 from openautoglm.memory.weights import WeightBytes, weight_bytes
-from openautoglm.memory.workspace import workspace_bytes
+from openautoglm.memory.workspace import WorkspaceBytes, workspace_parts
+from openautoglm.planner import parts
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown
@@ -56,7 +57,7 @@ class Pricer:
         self.runtime = runtime or RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size))
         self._weights: dict[ModelFormats, WeightBytes] = {}
         self._block_bytes: dict[ModelFormats, int] = {}
-        self._workspaces: dict[tuple[ModelFormats, int, int, int], int] = {}
+        self._workspaces: dict[tuple[ModelFormats, int, int, int], WorkspaceBytes] = {}
         self._state_bytes = recurrent_state_bytes(spec)
 
     def block_bytes(self, formats: ModelFormats) -> int:
@@ -70,15 +71,10 @@ class Pricer:
         return choice.num_blocks * self.block_bytes(choice.formats) + choice.concurrency * self._state_bytes
 
     def breakdown(self, choice: Choice) -> Breakdown:
-        """Return the bytes of every component of `choice`."""
-        formats = choice.formats
-        if formats not in self._weights:
-            self._weights[formats] = weight_bytes(self.spec, formats)
-        weights = self._weights[formats]
-        kv_bytes, workspace = self.kv_bytes(choice), self._workspace_bytes(choice)
-        # A load reads slices before pool and workspace are touched: only what exceeds those adds to the peak.
-        loading = max(0, self.loading_bytes(formats) - kv_bytes - workspace)
-        runtime = runtime_bytes(self.runtime, choice.num_threads) + loading
+        """Return the bytes of every component of `choice`, without their parts."""
+        weights = self._weight_bytes(choice.formats)
+        kv_bytes, workspace = self.kv_bytes(choice), self._workspace(choice).total
+        runtime = runtime_bytes(self.runtime, choice.num_threads) + self._loading_excess(choice)
         return Breakdown(
             layer_weight_bytes=weights.layers,
             head_weight_bytes=weights.head,
@@ -90,14 +86,37 @@ class Pricer:
             headroom_bytes=headroom_bytes(weights.total + kv_bytes + workspace + runtime),
         )
 
+    def detailed(self, choice: Choice) -> Breakdown:
+        """Return the bytes of every component of `choice` with their parts."""
+        spec, formats, weights = self.spec, choice.formats, self._weight_bytes(choice.formats)
+        return replace(
+            self.breakdown(choice),
+            parts=(
+                *parts.weight_parts(spec, formats, weights),
+                *parts.kv_parts(spec, formats, num_blocks=choice.num_blocks, concurrency=choice.concurrency),
+                *parts.workspace_parts(self._workspace(choice)),
+                *parts.process_parts(self.runtime, choice.num_threads, self._loading_excess(choice)),
+                *parts.file_parts(spec, formats, self.runtime, weights),
+            ),
+        )
+
+    def _weight_bytes(self, formats: ModelFormats) -> WeightBytes:
+        if formats not in self._weights:
+            self._weights[formats] = weight_bytes(self.spec, formats)
+        return self._weights[formats]
+
+    def _loading_excess(self, choice: Choice) -> int:
+        """A load reads slices before pool and workspace are touched: only what exceeds those adds to the peak."""
+        return max(0, self.loading_bytes(choice.formats) - self.kv_bytes(choice) - self._workspace(choice).total)
+
     def loading_bytes(self, formats: ModelFormats) -> int:
         """Return what a load holds on top of the weights."""
         return loading_bytes(self.spec, formats, source_item_bytes=self.runtime.source_item_bytes)
 
-    def _workspace_bytes(self, choice: Choice) -> int:
+    def _workspace(self, choice: Choice) -> WorkspaceBytes:
         key = (choice.formats, choice.max_step_tokens, choice.max_step_rows, choice.num_threads)
         if key not in self._workspaces:
-            self._workspaces[key] = workspace_bytes(
+            self._workspaces[key] = workspace_parts(
                 self.spec,
                 choice.formats,
                 max_step_tokens=choice.max_step_tokens,

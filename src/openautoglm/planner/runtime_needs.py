@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from openautoglm.checkpoint.hub_cache import TOKENIZER_FILE, cached_snapshot, demo_directory
@@ -14,12 +14,17 @@ from openautoglm.spec.arch import ArchSpec
 
 
 def runtime_needs(
-    spec: ArchSpec, reference: ModelReference, headers: Mapping[str, TensorInfo] | None, *, server: bool = False
+    spec: ArchSpec,
+    reference: ModelReference,
+    headers: Mapping[str, TensorInfo] | None,
+    *,
+    server: bool = False,
+    packed_cache: bool = True,
 ) -> RuntimeNeeds:
     """Return the needs of a model: its own tokenizer's where that is on this machine, else as published ones have.
 
     `headers` are the checkpoint's tensors, where they are known. `server` adds the HTTP process beside the engine's.
-    Downloads nothing.
+    `packed_cache`: a load may keep packed weights on disk. Downloads nothing.
     """
     wide = any(tensor.dtype == "F32" for tensor in (headers or {}).values() if len(tensor.shape) > 1)
     directory = _directory(reference)
@@ -31,7 +36,17 @@ def runtime_needs(
         tokenizer=tokenizer,
         server=server,
         source_item_bytes=4 if wide else 2,
+        source_bytes=None if headers is None else _file_bytes(headers.values()),
+        packed_cache=packed_cache,
     )
+
+
+def _file_bytes(tensors: Iterable[TensorInfo]) -> int:
+    """Return the bytes of the files that hold these tensors: each ends with its last tensor."""
+    ends: dict[Path, int] = {}
+    for tensor in tensors:
+        ends[tensor.file] = max(tensor.end, ends.get(tensor.file, 0))
+    return sum(ends.values())
 
 
 def _directory(reference: ModelReference) -> Path | None:

@@ -12,7 +12,7 @@ from openautoglm.planner.explain import component_table
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.spec.arch import ArchSpec
-from openautoglm.spec.goal import Goal
+from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.machine import MachineSpec
 from openautoglm.spec.plan import Plan
 from openautoglm.units import format_bytes
@@ -40,19 +40,43 @@ def make_plan(
     budget_bytes = goal.memory_bytes or min(machine.memory.available_bytes, machine.memory.limit_bytes)
     num_threads = goal.num_threads or machine.cpu.num_cores
     pricer = Pricer(spec, runtime)
-    first: Choice | None = None
-    for choice in candidates.choices(spec, goal, num_threads):
-        first = first or choice
-        if pricer.fits(choice, budget_bytes):
-            chosen = _grow(pricer, goal, choice, budget_bytes) if choice == first else choice
-            plan = _plan(pricer, chosen, budget_bytes, model, unsupported)
-            return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
+    chosen = _choose(pricer, goal, budget_bytes, num_threads)
+    if chosen is not None:
+        plan = _plan(pricer, chosen, budget_bytes, model, unsupported)
+        return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
     raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads)
 
 
+def _choose(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> Choice | None:
+    """Return the best choice that fits, None if none does."""
+    if goal.objective is Objective.CONTEXT and goal.context_tokens is None:
+        return _longest(pricer, goal, budget_bytes, num_threads)
+    first: Choice | None = None
+    for choice in candidates.choices(pricer.spec, goal, num_threads):
+        first = first or choice
+        if pricer.fits(choice, budget_bytes):
+            return _grow(pricer, goal, choice, budget_bytes) if choice == first else choice
+    return None
+
+
+def _longest(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> Choice | None:
+    """Return the choice with the largest neat context; of equal ones the best format, then the widest step."""
+    best: Choice | None = None
+    tried = candidates.choices(pricer.spec, replace(goal, context_tokens=pricer.spec.max_positions), num_threads)
+    for choice in tried:
+        largest = largest_context(pricer, choice, budget_bytes)
+        context_tokens = largest if largest == pricer.spec.max_positions else candidates.neat_context(largest)
+        if largest and (best is None or context_tokens > best.context_tokens):
+            best = replace(choice, context_tokens=context_tokens)
+    return best
+
+
 def _grow(pricer: Pricer, goal: Goal, choice: Choice, budget_bytes: int) -> Choice:
-    """Use a budget that the user gave: the context grows first, then the sequences; a guessed budget is left alone."""
-    if goal.memory_bytes is None:
+    """Use a budget that the user gave: the context grows first, then the sequences; a guessed budget is left alone.
+
+    More sequences answer each more slowly, so that they grow only where no objective speaks against it.
+    """
+    if goal.memory_bytes is None or goal.objective is Objective.THROUGHPUT:
         return choice
     spec = pricer.spec
     if goal.context_tokens is None:
@@ -61,7 +85,7 @@ def _grow(pricer: Pricer, goal: Goal, choice: Choice, budget_bytes: int) -> Choi
         choice = replace(choice, context_tokens=max(choice.context_tokens, grown))
         if choice.context_tokens < spec.max_positions:
             return choice
-    if goal.concurrency is None:
+    if goal.concurrency is None and goal.objective is None:
         largest = largest_concurrency(pricer, choice, budget_bytes, fixed_chunk=goal.chunk_tokens is not None)
         concurrency = max(choice.concurrency, min(largest, candidates.MAX_GROWN_CONCURRENCY))
         max_step_tokens, max_step_rows = next(candidates.widths(goal, choice.context_tokens, concurrency))
@@ -89,7 +113,7 @@ def _plan(pricer: Pricer, choice: Choice, budget_bytes: int, model: str, unsuppo
         max_step_rows=choice.max_step_rows,
         num_threads=choice.num_threads,
         budget_bytes=budget_bytes,
-        breakdown=pricer.breakdown(choice),
+        breakdown=pricer.detailed(choice),
         unsupported=unsupported,
     )
 

@@ -70,6 +70,8 @@ def serve(
                 on_loaded()
             # The plan has been told; the receipt is the last of the tables.
             _tell("\n" + description.plan_table.rpartition("\n\n")[2])
+            if options.receipt_file is not None:
+                options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
             return asyncio.run(_run(options, listener, process, tokenizer, template, sampling, description))
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -82,6 +84,8 @@ def _pinned(options: EngineOptions, plan: Plan) -> EngineOptions:
         memory_bytes=plan.budget_bytes,
         context_tokens=plan.context_tokens,
         concurrency=plan.concurrency,
+        quant=plan.formats.layers.number,
+        kv=plan.formats.kv,
         num_threads=plan.num_threads,
     )
     return replace(options, goal=goal)

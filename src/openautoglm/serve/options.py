@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from openautoglm.engine.options import EngineOptions
 from openautoglm.units import MIB
@@ -13,7 +14,7 @@ class ServeOptions:
     """An engine and where to serve it.
 
     `model_names` are the names that clients may ask for; without any it is the model's reference. `drain_seconds` is
-    how long requests under way may go on after SIGTERM.
+    how long requests under way may go on after SIGTERM. `receipt_file` gets the receipt as JSON after the load.
     """
 
     engine: EngineOptions
@@ -23,3 +24,4 @@ class ServeOptions:
     model_names: tuple[str, ...] = ()
     max_body_bytes: int = 8 * MIB
     drain_seconds: float = 30.0
+    receipt_file: Path | None = None

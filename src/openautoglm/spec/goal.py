@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
+
+
+class Objective(StrEnum):
+    """What to favour where the user leaves a choice.
+
+    Latency: few bytes per token and short steps. Throughput: as many sequences as fit, up to 64. Quality: the best
+    format that leaves a usable context. Context: as many tokens as fit, for one sequence.
+    """
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    QUALITY = "quality"
+    CONTEXT = "context"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +27,7 @@ class Goal:
 
     `memory_bytes` is the budget of the whole process tree. `context_tokens` is per sequence, `concurrency` the number
     of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step. `kv` is the format
-    of the KV cache: None is bf16, or f32 with f32 weights.
+    of the KV cache. `objective` decides between candidates for what is None; without one, the defaults balance them.
     """
 
     memory_bytes: int | None = None
@@ -26,3 +40,4 @@ class Goal:
     kv: NumberFormat | None = None
     chunk_tokens: int | None = None
     num_threads: int | None = None
+    objective: Objective | None = None

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from openautoglm.spec.formats import ModelFormats
 
 BLOCK_TOKENS = 16
 
 
+class Component(StrEnum):
+    """What the parts of a breakdown belong to. The first four are host memory; the last two are not held by anybody:
+    the kernel drops page cache when memory is short, and disk is another domain."""
+
+    WEIGHTS = "weights"
+    KV = "kv"
+    WORKSPACE = "workspace"
+    RUNTIME = "runtime"
+    PAGE_CACHE = "page_cache"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A named share of a component; `detail` is its format, or what it holds."""
+
+    component: Component
+    name: str
+    num_bytes: int
+    detail: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """Bytes per component of host memory; `headroom_bytes` is left free on purpose and is part of the total."""
+    """Bytes per component of host memory; `headroom_bytes` is left free on purpose and is part of the total.
+
+    `tier_bytes` is what prefix and spill tiers keep in host memory beside the KV pool. `parts` split weights, KV cache,
+    workspace and runtime further, and add what a load leaves in the page cache and on disk.
+    """
 
     layer_weight_bytes: int
     head_weight_bytes: int
@@ -21,6 +48,8 @@ class Breakdown:
     workspace_bytes: int
     runtime_bytes: int
     headroom_bytes: int
+    tier_bytes: int = 0
+    parts: tuple[Part, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -30,12 +59,20 @@ class Breakdown:
     @property
     def peak_bytes(self) -> int:
         """The predicted peak: everything but headroom."""
-        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes
+        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes + self.tier_bytes
 
     @property
     def total_bytes(self) -> int:
         """The predicted peak and the headroom."""
         return self.peak_bytes + self.headroom_bytes
+
+    def parts_of(self, component: Component) -> tuple[Part, ...]:
+        """Return the parts of one component, in the order in which they are shown."""
+        return tuple(part for part in self.parts if part.component is component)
+
+    def part_bytes(self, component: Component) -> int:
+        """Return the sum of a component's parts."""
+        return sum(part.num_bytes for part in self.parts_of(component))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

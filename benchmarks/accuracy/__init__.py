@@ -1,0 +1,1 @@
+"""How close plans come: shapes, cells, one measured load, and the report of many."""
