@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from openautoglm.executor.protocol import Executor
-from openautoglm.llm import LLM, GoalSettings
+from openautoglm.llm import LLM
 from openautoglm.quality.likelihood import bits_per_byte, mean_divergence, token_nats
+from openautoglm.spec.goal_settings import GoalSettings
 
 LIMITS = GoalSettings(context=2048, concurrency=1)
 REFERENCE = GoalSettings(quant="f32")

@@ -16,21 +16,20 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TypedDict, TypeGuard, Unpack, cast
+from typing import TypeGuard, Unpack, cast
 
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
-from openautoglm.errors import ConfigError, EngineError, InvalidRequestError, OverloadedError
+from openautoglm.errors import EngineError, InvalidRequestError, OverloadedError
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
-from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
-from openautoglm.spec.goal import Goal, Objective
+from openautoglm.spec.goal import Goal
+from openautoglm.spec.goal_settings import GoalSettings, make_goal
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
-from openautoglm.units import parse_bytes
 
 Message = Mapping[str, object]
 Prompt = str | Sequence[int]
@@ -60,56 +59,6 @@ class Completion:
     def text(self) -> str:
         """Text of the first choice."""
         return self.choices[0].text
-
-
-class GoalSettings(TypedDict, total=False):
-    """What a caller may wish for; see `Goal`. Sizes are bytes or text such as "4GiB"; `quant` and `kv` "auto"
-    choose."""
-
-    memory: str | int | None
-    context: int | None
-    concurrency: int | None
-    quant: str
-    group: int | None
-    activations: str
-    kv: str
-    attention: str
-    threads: int | None
-    chunk: int | None
-    objective: str | None
-
-
-def make_goal(settings: GoalSettings) -> Goal:
-    """Turn a caller's words into a `Goal`; raise `ConfigError` for names and values that are no settings."""
-    unknown = set(settings) - set(GoalSettings.__annotations__)
-    if unknown:
-        raise ConfigError(f"unknown settings {sorted(unknown)}: expected {sorted(GoalSettings.__annotations__)}")
-    memory, quant = settings.get("memory"), settings.get("quant", "auto")
-    kv, objective = settings.get("kv", "auto"), settings.get("objective")
-    for name, value in settings.items():
-        wrong = isinstance(value, bool) or not isinstance(value, int | None)
-        if wrong and name in ("context", "concurrency", "group", "threads", "chunk"):
-            raise ConfigError(f"{name} must be an integer, got {value!r}")
-    try:
-        return Goal(
-            memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
-            context_tokens=settings.get("context"),
-            concurrency=settings.get("concurrency"),
-            quant=None if quant == "auto" else NumberFormat(quant),
-            group=settings.get("group"),
-            activations=ActivationScale(settings.get("activations", "group")),
-            kv=None if kv == "auto" else NumberFormat(kv),
-            attention=AttentionArithmetic(settings.get("attention", "fastest")),
-            num_threads=settings.get("threads"),
-            chunk_tokens=settings.get("chunk"),
-            objective=None if objective is None else Objective(objective),
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token; "
-            "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable; "
-            "objective is latency, throughput, quality or context"
-        ) from error
 
 
 def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:
@@ -180,7 +129,7 @@ class LLM:
     @property
     def receipt_json(self) -> str:
         """The receipt for programs: each component and its parts, planned and measured, as JSON."""
-        return self._opened.receipt_json
+        return self._opened.description.receipt_json
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -101,7 +101,7 @@ def test_a_load_is_what_the_plan_says_part_by_part(quant, tmp_path, small_source
     options = EngineOptions(model="demo", goal=goal, cache=str(tmp_path))
     for start in range(2):
         opened = open_engine(prepare(options))
-        receipt = json.loads(opened.receipt_json)
+        receipt = json.loads(opened.description.receipt_json)
         opened.engine.close()
         compared = {(line["component"], line["part"]): line for line in receipt["components"]}
         for part in opened.plan.breakdown.parts:

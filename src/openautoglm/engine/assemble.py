@@ -12,7 +12,7 @@ import numpy as np
 
 from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
-from openautoglm.checkpoint.packed import open_cache
+from openautoglm.checkpoint.packed import OFF, open_cache
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
@@ -59,10 +59,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedEngine:
-    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it.
-
-    `receipt` is a table, `receipt_json` the same for programs, with each component and its parts alone.
-    """
+    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it."""
 
     engine: Engine
     executor: NativeExecutor
@@ -70,7 +67,6 @@ class OpenedEngine:
     directory: Path
     plan: Plan
     receipt: str
-    receipt_json: str
     default_sampling: SamplingParams
     description: EngineDescription
     ledger: Ledger
@@ -94,8 +90,7 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
         weight_map(spec, config, {name: tensor.shape for name, tensor in headers.items()})
     goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
     machine = probe_machine()
-    cached = open_cache(options.cache) is not None
-    runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=cached)
+    runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=options.cache != OFF)
     plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
     return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
 
@@ -137,7 +132,6 @@ def open_engine(
             resident_bytes=_resident_bytes,
         )
         measured = measured_memory(executor, runtime_bytes, tree=tree, checkpoint_files=files)
-        receipt, receipt_json = receipt_table(plan, measured), json.dumps(receipt_as_dict(plan, measured), indent=2)
     except BaseException:
         executor.close()
         raise
@@ -147,8 +141,7 @@ def open_engine(
         tokenizer=tokenizer,
         directory=directory,
         plan=plan,
-        receipt=receipt,
-        receipt_json=receipt_json,
+        receipt=receipt_table(plan, measured),
         default_sampling=default_sampling(defaults),
         description=EngineDescription(
             model=plan.model,
@@ -156,8 +149,8 @@ def open_engine(
             context_tokens=engine.limits.context_tokens,
             vocab_size=spec.vocab_size,
             max_queued_requests=engine.max_queued,
-            plan_table=f"{plan_table(plan)}\n\n{receipt}",
-            receipt_json=receipt_json,
+            plan_table=f"{plan_table(plan)}\n\n{receipt_table(plan, measured)}",
+            receipt_json=json.dumps(receipt_as_dict(plan, measured), indent=2),
             notices=notices.taken(),
         ),
         ledger=ledger,

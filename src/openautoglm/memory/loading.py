@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from openautoglm.memory.shapes import embedding_matrix, mixer_matrices, mlp_matrices
+from openautoglm.memory.shapes import mixer_matrices, mlp_matrices
 from openautoglm.spec.arch import ArchSpec, AttentionSpec, DenseMlpSpec, LayerSpec
 from openautoglm.spec.formats import ModelFormats, NumberFormat, WeightFormat
 from openautoglm.units import MIB
