@@ -60,13 +60,17 @@ def _choose(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> 
 
 
 def _longest(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> Choice | None:
-    """Return the choice with the largest neat context; of equal ones the best format, then the widest step."""
+    """Return the choice with the largest neat context; of equal ones the best format, then the widest step.
+
+    None where not even the smallest context of other objectives fits.
+    """
     best: Choice | None = None
+    least = min(pricer.spec.max_positions, candidates.SMALLER_CONTEXTS[-1])
     tried = candidates.choices(pricer.spec, replace(goal, context_tokens=pricer.spec.max_positions), num_threads)
     for choice in tried:
         largest = largest_context(pricer, choice, budget_bytes)
         context_tokens = largest if largest == pricer.spec.max_positions else candidates.neat_context(largest)
-        if largest and (best is None or context_tokens > best.context_tokens):
+        if context_tokens >= least and (best is None or context_tokens > best.context_tokens):
             best = replace(choice, context_tokens=context_tokens)
     return best
 
