@@ -20,6 +20,8 @@
     │   ├── InvalidRequestError
     │   └── ContextOverflowError
     ├── OverloadedError          no room now: carries retry_after_seconds (HTTP 429)
+    │   └── MemoryPressureError      memory is being taken away from the server (HTTP 503)
+    ├── DeadlineError            a request cannot end, or has not ended, by its deadline (HTTP 504)
     └── EngineError              the engine failed or is gone (HTTP 5xx)
         └── StepRefusedError         the executor refused a batch before computing anything of it
 
@@ -140,6 +142,18 @@ class OverloadedError(OpenAutoGLMError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class MemoryPressureError(OverloadedError):
+    """Memory is so tight that nothing new is taken; it may be free again soon."""
+
+    http_status = 503
+
+
+class DeadlineError(OpenAutoGLMError):
+    """A request cannot end, or has not ended, by the deadline that its client set."""
+
+    http_status = 504
 
 
 class EngineError(OpenAutoGLMError):

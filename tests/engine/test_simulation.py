@@ -169,7 +169,7 @@ def test_the_random_traffic_meets_what_it_is_for() -> None:
     """Guards the simulation itself: over the seeds every mechanism is met often."""
     runs = [run_traffic(seed, num_requests=80) for seed in range(12)]
     status = [run.engine.status() for run in runs]
-    assert sum(s.num_preemptions for s in status) > 80
+    assert sum(s.num_preemptions for s in status) > 30
     assert sum(s.prefix_hit_tokens for s in status) > 700
     assert sum(len(run.aborted) for run in runs) > 50
     assert sum(run.num_refused for run in runs) > 20

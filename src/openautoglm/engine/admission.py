@@ -17,6 +17,7 @@ from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.detokenize import TokenSource
 
 SEED_MASK = (1 << 64) - 1
+MAX_DEADLINE_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,12 @@ class AdmissionLimits:
 
 
 def make_request(
-    generation: GenerationRequest, limits: AdmissionLimits, tokenizer: TokenSource, *, arrival: int
+    generation: GenerationRequest, limits: AdmissionLimits, tokenizer: TokenSource, *, arrival: int, now_seconds: float
 ) -> Request:
     """Check a request and return its state with `n` sequences; an absent seed is drawn here.
 
-    Raises `InvalidRequestError` for values that cannot be honoured and `ContextOverflowError` when prompt and
-    output do not fit the context.
+    `now_seconds` is its arrival on the engine's clock. Raises `InvalidRequestError` for values that cannot be honoured
+    and `ContextOverflowError` when prompt and output do not fit the context.
     """
     sampling = generation.sampling
     prompt = _check_prompt(generation.prompt_tokens, limits)
@@ -59,6 +60,8 @@ def make_request(
         stop_tokens=frozenset(sampling.stop_token_ids),
         biases=tuple(biases.items()),
         early_biases=tuple((biases | banned).items()),
+        arrival_seconds=now_seconds,
+        deadline_seconds=_check_deadline(generation.deadline_seconds),
     )
     max_blocks = -(-(len(prompt) + max_new_tokens) // limits.block_tokens)
     request.sequences.extend(
@@ -79,6 +82,15 @@ def _check_prompt(tokens: tuple[int, ...], limits: AdmissionLimits) -> np.ndarra
         )
     _check_tokens("prompt", tokens, limits)
     return np.array(tokens, dtype=np.int32)
+
+
+def _check_deadline(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_DEADLINE_SECONDS:
+        raise InvalidRequestError(
+            f"deadline_seconds must be above 0 and at most {MAX_DEADLINE_SECONDS:g}, got {seconds}",
+            param="deadline_seconds",
+        )
+    return seconds
 
 
 def _check_tokens(param: str, tokens: tuple[int, ...] | list[int], limits: AdmissionLimits) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.sampling import SamplingParams
 
@@ -18,7 +19,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request: a tokenised prompt and how to continue it.
 
     A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix
-    caches of tenants.
+    caches of tenants. Counted from its arrival, a request that has not ended after `deadline_seconds` is of no use any
+    more: it ends with an error of the kind "DeadlineError".
     """
 
     request_id: str
@@ -26,6 +28,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     priority: int = 0
     namespace: str = ""
+    deadline_seconds: float | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +42,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """News of one choice: text that is final (stop strings held back), its tokens, and how it ended.
 
-    `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`).
+    `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`, and
+    with `error_kind`, the name of an exception, where a client can act on it). `record` comes with the last event of a
+    request that the ladder touched.
     `stop_reason` is the stop string or token id that matched, None for the model's own end (EOS). Token counts are
     cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request.
     """
@@ -57,6 +62,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    error_kind: str | None = None
+    record: RequestRecord | None = None
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +128,18 @@ class EngineClient(Protocol):
 
     async def status(self) -> EngineStatus:
         """Return counters and gauges; raise `EngineError` if the engine is gone."""
+        ...
+
+    async def explain(self, request_id: str) -> RequestRecord | None:
+        """Return where a request's time went, running or ended; None for one that is unknown or forgotten."""
+        ...
+
+    async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first.
+
+        Raises `InvalidRequestError` for a budget that cannot be, `OutOfMemoryError` for one that the requests under way
+        do not allow now.
+        """
         ...
 
     async def close(self) -> None:

@@ -9,11 +9,22 @@ from openautoglm.engine.admission import AdmissionLimits, make_request
 from openautoglm.engine.batch import build_batch
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.explain import RequestHistory, make_record
+from openautoglm.engine.gate import DeadlineGate
 from openautoglm.engine.pace import Pace
+from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
 from openautoglm.engine.scheduler import Schedule, Scheduler
-from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError, OverloadedError, StepRefusedError
+from openautoglm.engine.timeline import Phase
+from openautoglm.errors import (
+    DeadlineError,
+    EngineError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    OverloadedError,
+    StepRefusedError,
+)
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
 from openautoglm.text.detokenize import TokenSource
@@ -40,6 +51,7 @@ class Engine:
         max_running: int | None = None,
         max_queued: int = 256,
         resident_bytes: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -60,12 +72,18 @@ class Engine:
             fingerprint=executor.determinism(),
         )
         self._most_step_tokens = layout.max_step_tokens
-        self._scheduler = Scheduler(self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running)
+        self._clock = clock
+        self._scheduler = Scheduler(
+            self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running, clock=clock
+        )
+        self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
         self._resident_bytes = resident_bytes
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
-        self._pace = Pace()
+        self._pace = Pace(clock)
+        self.history = RequestHistory()
         self._num_arrivals = self._num_steps = self._prompt_tokens = self._generated_tokens = 0
+        self._num_missed_deadlines = 0
         self._step_seconds = 0.0
 
     @property
@@ -76,8 +94,9 @@ class Engine:
     def add(self, generation: GenerationRequest) -> None:
         """Queue a request.
 
-        Raises `InvalidRequestError`, `ContextOverflowError`, or `OverloadedError` when the queue is full, or when the
-        pool has shrunk and could not hold the request even alone.
+        Raises `InvalidRequestError`, `ContextOverflowError`, `OverloadedError` when the queue is full, or when the
+        pool has shrunk and could not hold the request even alone, and `DeadlineError` when it could not end by its
+        deadline even alone.
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
@@ -86,16 +105,23 @@ class Engine:
                 f"{len(self._requests)} requests run or wait, which is the limit: try again later",
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
             )
-        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals)
+        now = self._clock()
+        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now)
         if request.max_blocks > self._pool.num_blocks:
             raise OverloadedError(
                 f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
                 f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
             )
+        if self._gate.hopeless(request, now):
+            raise DeadlineError(
+                f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
+                f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
+            )
         self._num_arrivals += 1
         self._prompt_tokens += request.num_prompt_tokens
         self._requests[request.request_id] = request
+        self._gate.add(request)
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
@@ -109,15 +135,28 @@ class Engine:
 
         Raises `EngineError` when the executor failed; the engine is of no use afterwards.
         """
-        begin_seconds = time.perf_counter()
+        begin_seconds = self._clock()
+        if self._gate.active:
+            self._keep_deadlines(begin_seconds)
         schedule = self._scheduler.schedule()
         if schedule.rows:
-            schedule.stamp()
+            schedule.stamp(begin_seconds)
             self._compute(schedule)
             self._num_steps += 1
-            self._step_seconds += time.perf_counter() - begin_seconds
+            step_seconds = self._clock() - begin_seconds
+            self._step_seconds += step_seconds
+            self._gate.costs.add(schedule.num_tokens - len(schedule.rows), len(schedule.rows), step_seconds)
         events, self._events = self._events, []
         return events
+
+    def _keep_deadlines(self, now_seconds: float) -> None:
+        """End what is out of time, and let only those start who can still end in time."""
+        for request in self._gate.ended(now_seconds):
+            self._num_missed_deadlines += 1
+            message = f"no answer within deadline_seconds {request.deadline_seconds:g}: allow more, or try again later"
+            self._end_request(request, "error", message, error_kind=DeadlineError.__name__)
+        active = self._gate.active
+        self._scheduler.gate = (lambda sequence: self._gate.judge(sequence, now_seconds)) if active else None
 
     def _compute(self, schedule: Schedule) -> None:
         result = self._run(schedule)
@@ -169,8 +208,11 @@ class Engine:
         """Append a generated token, decide whether the choice ends with it, and report it."""
         request, sampling = sequence.request, sequence.request.sampling
         sequence.append(token)
-        if request.first_token_seconds is None:
-            request.first_token_seconds = time.monotonic()
+        if sequence.timeline.phase is not Phase.DECODE:
+            now = self._clock()
+            sequence.timeline.enter(Phase.DECODE, now)
+            if request.first_token_seconds is None:
+                request.first_token_seconds = now
         self._generated_tokens += 1
         ends = token in request.eos_tokens or token in request.stop_tokens
         text = ""
@@ -197,6 +239,7 @@ class Engine:
         stop_reason: str | int | None,
     ) -> None:
         request = sequence.request
+        record = None if finish_reason is None else self._finish(sequence, finish_reason)
         self._events.append(
             GenerationEvent(
                 request_id=request.request_id,
@@ -211,16 +254,19 @@ class Engine:
                 completion_tokens=sequence.num_generated,
                 queue_seconds=request.queue_seconds,
                 prefill_seconds=request.prefill_seconds,
+                record=record,
             )
         )
-        if finish_reason is not None:
-            self._finish(sequence)
 
-    def _end_request(self, request: Request, finish_reason: str, error: str | None) -> None:
+    def _end_request(
+        self, request: Request, finish_reason: str, error: str | None, *, error_kind: str | None = None
+    ) -> None:
         """End every unfinished choice of a request, with the text that was held back."""
+        request.error = error
         for sequence in request.sequences:
             if sequence.state is SequenceState.FINISHED:
                 continue
+            record = self._finish(sequence, finish_reason)
             self._events.append(
                 GenerationEvent(
                     request_id=request.request_id,
@@ -228,18 +274,35 @@ class Engine:
                     text=sequence.text.finish(),
                     finish_reason=finish_reason,
                     error=error,
+                    error_kind=error_kind,
                     prompt_tokens=request.num_prompt_tokens,
                     cached_tokens=request.num_cached_tokens,
                     completion_tokens=sequence.num_generated,
+                    record=record,
                 )
             )
-            self._finish(sequence)
 
-    def _finish(self, sequence: Sequence) -> None:
+    def _finish(self, sequence: Sequence, finish_reason: str) -> RequestRecord | None:
+        """End a choice; return the record of its request if that has ended with it and the ladder had touched it."""
         self._scheduler.remove(sequence)
-        if sequence.request.finished:
-            del self._requests[sequence.request.request_id]
-            self._pace.request_finished()
+        request, now = sequence.request, self._clock()
+        sequence.finish_reason = finish_reason
+        sequence.timeline.enter(Phase.ENDED, now)
+        if finish_reason in ("stop", "length"):
+            self._scheduler.lengths.add(sequence.num_generated)
+        if not request.finished:
+            return None
+        request.end_seconds = now
+        del self._requests[request.request_id]
+        self._pace.request_finished()
+        record = make_record(request, now)
+        self.history.add(record)
+        return record if request.rungs else None
+
+    def explain(self, request_id: str) -> RequestRecord | None:
+        """Return where a request's time went, running or ended; None for one that is unknown or forgotten."""
+        request = self._requests.get(request_id)
+        return self.history.find(request_id) if request is None else make_record(request, self._clock())
 
     @property
     def least_blocks(self) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openautoglm.engine.output import ChoiceText
+from openautoglm.engine.timeline import Timeline
+from openautoglm.spec.pressure import Rung
 from openautoglm.spec.sampling import SamplingParams
 
 SPARE_TOKENS = 256
@@ -31,7 +33,8 @@ class Request:
 
     `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added
     to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
-    `num_cached_tokens` is the part of the prompt found in the cache on first admission. Times are monotonic.
+    `num_cached_tokens` is the part of the prompt found in the cache on first admission. Times are the engine's
+    clock. `rungs` holds the rungs of the ladder that touched the request, a bit each.
     """
 
     request_id: str
@@ -51,6 +54,14 @@ class Request:
     arrival_seconds: float = field(default_factory=time.monotonic)
     start_seconds: float | None = None
     first_token_seconds: float | None = None
+    end_seconds: float | None = None
+    deadline_seconds: float | None = None
+    rungs: int = 0
+    error: str | None = None
+
+    def touch(self, rung: Rung) -> None:
+        """Note that a rung of the ladder has touched the request."""
+        self.rungs |= 1 << rung
 
     @property
     def queue_seconds(self) -> float:
@@ -103,6 +114,7 @@ class Sequence:
         "block_table",
         "blocks",
         "choice",
+        "finish_reason",
         "keys",
         "num_admissions",
         "num_computed",
@@ -112,6 +124,7 @@ class Sequence:
         "request",
         "state",
         "text",
+        "timeline",
     )
 
     def __init__(self, request: Request, choice: int, *, max_blocks: int, text: ChoiceText) -> None:
@@ -129,6 +142,8 @@ class Sequence:
         self.num_registered = 0
         self.num_admissions = 0
         self.text = text
+        self.finish_reason: str | None = None
+        self.timeline = Timeline(request.arrival_seconds)
 
     @property
     def num_generated(self) -> int:

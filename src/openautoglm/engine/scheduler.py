@@ -6,7 +6,8 @@ a smaller priority number goes first, and among equals whoever came first.
     each step, within max_step_tokens:
         1. decoding sequences, best first, one token each       (a block that is missing is taken from the worst)
         2. sequences in the middle of their prompt, best first  (their blocks were reserved on admission)
-        3. waiting sequences, strictly in order, if all blocks of their tokens can be had
+        3. waiting sequences, strictly in order, if all blocks of their tokens can be had and what is expected to be
+           running with them will fit; with deadlines, if they end in time and make nobody late
 
 The victim of a preemption is the worst running sequence: its blocks are released (full ones stay findable until
 evicted) and it waits again in its old place. The best running sequence is never a victim unless it is alone, and
@@ -17,14 +18,33 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.expected import AnswerLengths, peak_blocks
 from openautoglm.engine.prefix import PrefixCache
 from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.timeline import Phase
+from openautoglm.spec.pressure import Rung
 
 STEPS_BEFORE_GROWTH = 16
+# Answers are taken to be as long as all but this share of those before: a preemption costs more than a short wait.
+BLOCK_QUANTILE = 0.75
+# A gate that let nobody through is asked again when something changed, or after this many steps.
+STEPS_BEFORE_ASKING = 16
+
+
+class Verdict(Enum):
+    """START a choice; HOLD it and everything behind it, as it would make others late; SKIP it, late as things are."""
+
+    START = "start"
+    HOLD = "hold"
+    SKIP = "skip"
+
+
+Gate = Callable[[Sequence], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +75,40 @@ class Schedule:
             parts.setdefault(row.sequence.request.request_id, []).append(row)
         return [Schedule(rows, sum(row.end - row.begin for row in rows)) for rows in parts.values()]
 
-    def stamp(self) -> None:
+    def stamp(self, now_seconds: float) -> None:
         """Note the time for requests that start with this step."""
-        now = time.monotonic()
         for row in self.rows:
             if row.sequence.request.start_seconds is None:
-                row.sequence.request.start_seconds = now
+                row.sequence.request.start_seconds = now_seconds
 
 
 class Scheduler:
-    """Owns the waiting and running lists and every sequence's blocks. One thread only."""
+    """Owns the waiting and running lists and every sequence's blocks. One thread only.
 
-    def __init__(self, pool: BlockPool, *, max_step_tokens: int, max_running: int) -> None:
+    `admits` False keeps everybody waiting while something runs. `gate`, where there is one, is asked about each
+    sequence before it starts. `lengths` are the answers so far.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_step_tokens: int,
+        max_running: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
+        self._clock = clock
         self._prefix = PrefixCache(pool)
         self._max_step_tokens = max_step_tokens
         self._max_running = min(max_running, max_step_tokens)
         self._step_tokens = max_step_tokens
         self._good_steps = 0
         self._num_held = 0
+        self._num_quiet_steps = 0
+        self.admits = True
+        self.gate: Gate | None = None
+        self.lengths = AnswerLengths()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -107,12 +142,38 @@ class Scheduler:
         for sequence in self.running:
             if budget and sequence.num_pending > 1:
                 budget -= self._take(rows, sequence, budget)
-        while budget and self.waiting and len(self.running) < self._max_running:
-            sequence = self.waiting[0]
-            if not self._admit(sequence):
-                break
-            budget -= self._take(rows, sequence, budget)
+        if budget and self.waiting and (self.admits or not self.running):
+            budget = self._start_waiting(rows, budget)
         return Schedule(rows, self._step_tokens - budget)
+
+    def _start_waiting(self, rows: list[ScheduledRow], budget: int) -> int:
+        """Admit what may start, in order; return what is left of the budget."""
+        if self._num_quiet_steps and self.running:
+            self._num_quiet_steps -= 1
+            return budget
+        position = 0
+        while budget and position < len(self.waiting) and len(self.running) < self._max_running:
+            sequence = self.waiting[position]
+            verdict = Verdict.START if self.gate is None else self.gate(sequence)
+            if verdict is Verdict.SKIP:
+                position += 1
+                continue
+            if verdict is Verdict.HOLD or not self._admit(sequence):
+                self._num_quiet_steps = STEPS_BEFORE_ASKING
+                break
+            sequence.timeline.start(self._clock())
+            budget -= self._take(rows, sequence, budget)
+            if not self.admits:
+                break
+        return budget
+
+    def wake(self) -> None:
+        """Ask again in the next step who may start: something has changed."""
+        self._num_quiet_steps = 0
+
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Return how many tokens of a waiting sequence would be found in the cache now."""
+        return len(self._prefix.match(sequence)) * self._pool.block_tokens
 
     def commit(self, schedule: Schedule) -> None:
         """Record that the step was computed: its blocks become findable, held choices of its requests wait."""
@@ -140,6 +201,7 @@ class Scheduler:
                 return
         self._pool.release(sequence.detach())
         sequence.state = SequenceState.FINISHED
+        self.wake()
 
     def shrink(self, schedule: Schedule) -> bool:
         """Make the next step smaller than `schedule`, which ran out of memory; False when it cannot be smaller.
@@ -201,11 +263,13 @@ class Scheduler:
         num_taken = sum(map(self._pool.is_cached, matched))
         if num_new + num_taken + len(self.running) > self._pool.num_available:
             return False
+        if self.running and not self._expected_to_fit(sequence, num_new + num_taken):
+            return False
         self._pool.share(matched)
         sequence.attach(matched + (self._pool.allocate(num_new) or []))
         sequence.num_computed = len(matched) * self._pool.block_tokens
         sequence.num_registered = len(matched)
-        self.waiting.pop(0)
+        self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         sequence.state = SequenceState.RUNNING
         sequence.num_admissions += 1
@@ -215,15 +279,37 @@ class Scheduler:
             self.prefix_hit_tokens += sequence.num_computed
         return True
 
+    def _expected_to_fit(self, candidate: Sequence, num_taken: int) -> bool:
+        """Whether the pool will probably hold what runs and the candidate until they end; True where nothing is known.
+
+        Blocks that several share are theirs in equal parts.
+        """
+        needs = [(len(one.blocks), self._expected_growth(one, len(one.blocks))) for one in self.running]
+        shared = self._pool.num_live / max(1, sum(now for now, _ in needs))
+        scaled = [(int(now * shared), growth) for now, growth in needs]
+        num_blocks = -(-candidate.num_tokens // self._pool.block_tokens)
+        scaled.append((num_taken, self._expected_growth(candidate, num_blocks)))
+        return peak_blocks(scaled) <= self._pool.num_blocks
+
+    def _expected_growth(self, sequence: Sequence, num_blocks: int) -> int:
+        request = sequence.request
+        expected = self.lengths.expect(sequence.num_generated, request.max_new_tokens, quantile=BLOCK_QUANTILE)
+        if expected is None:
+            return 0
+        return max(0, -(-(request.num_prompt_tokens + expected) // self._pool.block_tokens) - num_blocks)
+
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._pool.release(sequence.detach())
+        sequence.timeline.enter(Phase.PREEMPTED, self._clock())
+        sequence.request.touch(Rung.PREEMPT)
         self._enqueue(sequence)
         self.num_preemptions += 1
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING
         insort(self.waiting, sequence, key=_order)
+        self.wake()
 
     def _release_held(self, request: Request) -> None:
         for sequence in request.sequences:
