@@ -132,6 +132,7 @@ SETTINGS = (
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),
+    SettingSpec(name="admin_key", default=None, check=_text, help="Key for /admin.", secret=True),
 )
 _SPECS = {spec.name: spec for spec in SETTINGS}
 # Variables with this prefix that are no settings: the kernels' own switch, and homes of files.

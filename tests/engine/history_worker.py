@@ -26,6 +26,7 @@ from tests.engine.history_executor import HistoryExecutor, make_engine
 class Opened:
     engine: Engine
     description: EngineDescription
+    memory: None = None
 
 
 def slow(_: StepBatch) -> None:

@@ -150,8 +150,9 @@ def test_waiting_for_memory_never_takes_anything_away():
 
 
 def test_what_had_to_happen_outweighs_the_share_of_blocks():
-    counts = {"num_live": 5, "num_blocks": 10, "num_spilled": 0, "num_preempted": 0, "num_refused": 0}
-    assert block_level(**counts) == 0.5
+    counts = {"num_live": 19, "num_blocks": 20, "num_spilled": 0, "num_preempted": 0, "num_refused": 0}
+    assert block_level(**counts) == 0.95
+    assert block_level(**{**counts, "num_live": 5, "num_refused": 1}) == 0.25
     expected = {"num_spilled": Rung.SPILL, "num_preempted": Rung.PREEMPT, "num_refused": Rung.REFUSE}
     for name, rung in expected.items():
         state = LadderState()

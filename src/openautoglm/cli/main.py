@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": "Chat with a model, or continue one prompt, in this terminal.",
     "serve": "Serve a model behind an OpenAI-compatible API.",
     "plan": "Show what a model will take in memory, before loading it.",
+    "explain": "Tell where the time of a server's request went.",
     "bench": "Measure speed and memory beside this machine's roofline.",
     "doctor": "Check this machine, with advice for each finding.",
     "ls": "List the models in the local cache.",

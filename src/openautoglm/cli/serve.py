@@ -26,6 +26,12 @@ from openautoglm.spec.goal import Goal
     help="Key that clients must send; better in OPENAUTOGLM_API_KEY, where other users of this machine do not see it.",
 )
 @click.option(
+    "--admin-key",
+    envvar="OPENAUTOGLM_ADMIN_KEY",
+    metavar="KEY",
+    help="Key for /admin, which is refused without one; better in OPENAUTOGLM_ADMIN_KEY.",
+)
+@click.option(
     "--served-model-name",
     "model_names",
     multiple=True,
@@ -52,6 +58,7 @@ def serve_command(
     host: str,
     port: int,
     api_key: str | None,
+    admin_key: str | None,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
@@ -81,6 +88,7 @@ def serve_command(
         host=host,
         port=port,
         api_key=api_key or None,
+        admin_key=admin_key or None,
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,

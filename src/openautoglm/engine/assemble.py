@@ -16,8 +16,11 @@ from openautoglm.checkpoint.packed import OFF, open_cache
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
+from openautoglm.engine.explain import HISTORY_BYTES
 from openautoglm.engine.heartbeat import Heartbeat
+from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
+from openautoglm.engine.watch import EngineMemory
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
 from openautoglm.executor.load import load_model
 from openautoglm.executor.measured import measured_memory
@@ -31,6 +34,7 @@ from openautoglm.planner.receipt import receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
 from openautoglm.probe.machine import probe_machine
+from openautoglm.probe.pressure import PressureProbe
 from openautoglm.probe.process_memory import measure_process_memory
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.arch import ArchSpec
@@ -59,7 +63,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedEngine:
-    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it."""
+    """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it.
+
+    `memory` is for whoever runs the engine in a thread: its ladder acts between steps.
+    """
 
     engine: Engine
     executor: NativeExecutor
@@ -70,6 +77,7 @@ class OpenedEngine:
     default_sampling: SamplingParams
     description: EngineDescription
     ledger: Ledger
+    memory: EngineMemory
 
 
 def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
@@ -115,8 +123,7 @@ def open_engine(
     # A server's plan covers the HTTP process, which started this one, and its template worker too.
     tree = os.getppid() if prepared.options.server else None
     runtime_bytes = measure_process_memory(tree).pss_bytes
-    ledger = Ledger(plan.budget_bytes)
-    ledger.reserve("runtime", plan.breakdown.runtime_bytes)
+    ledger = _open_ledger(plan)
     executor, files = _load(prepared, directory, ledger, notices, progress)
     try:
         if heartbeat is not None:
@@ -154,7 +161,25 @@ def open_engine(
             notices=notices.taken(),
         ),
         ledger=ledger,
+        memory=EngineMemory(ladder=_ladder(engine, executor, plan, ledger), probe=PressureProbe(tree)),
     )
+
+
+def _open_ledger(plan: Plan) -> Ledger:
+    """Return the budget with what no part of the load charges itself."""
+    ledger = Ledger(plan.budget_bytes)
+    ledger.reserve("runtime", plan.breakdown.runtime_bytes)
+    ledger.reserve("request history", HISTORY_BYTES)
+    return ledger
+
+
+def _ladder(engine: Engine, executor: Executor, plan: Plan, ledger: Ledger) -> Ladder:
+    loaded = LoadedBytes(
+        budget_bytes=plan.budget_bytes,
+        fixed_bytes=plan.breakdown.total_bytes - plan.breakdown.kv_bytes,
+        block_bytes=sum(group.block_bytes for group in executor.layout().groups),
+    )
+    return Ladder(engine, loaded, ledger)
 
 
 def _generation_defaults(prepared: Prepared, directory: Path, notices: Notices) -> GenerationDefaults:

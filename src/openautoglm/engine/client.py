@@ -88,6 +88,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `num_running` and `num_waiting` count choices. `num_free_blocks` hold nothing, `num_cached_blocks` an idle prefix;
     both can be allocated, the rest is in use. Prefix tokens are counted once a request, `prompt_tokens` on admission.
+    `num_refused` requests found no room, `num_missed_deadlines` had not ended in time. `rung` is the number of the
+    ladder's rung (0: none), `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree,
+    which takes `tree_bytes`; all of these are 0 for an engine without a ladder.
     """
 
     ready: bool
@@ -105,6 +108,13 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int
     step_seconds: float
     resident_bytes: int
+    num_refused: int = 0
+    num_missed_deadlines: int = 0
+    budget_bytes: int = 0
+    tree_bytes: int = 0
+    byte_pressure: float = 0.0
+    rung: int = 0
+    rung_transitions: dict[str, int] = {}
 
 
 class EngineClient(Protocol):

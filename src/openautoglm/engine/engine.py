@@ -8,9 +8,10 @@ from collections.abc import Callable
 from openautoglm.engine.admission import AdmissionLimits, make_request
 from openautoglm.engine.batch import build_batch
 from openautoglm.engine.blocks import BlockPool
-from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.explain import RequestHistory, make_record
 from openautoglm.engine.gate import DeadlineGate
+from openautoglm.engine.logprobs import Logprobs, token_logprobs
 from openautoglm.engine.pace import Pace
 from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
@@ -21,6 +22,7 @@ from openautoglm.errors import (
     DeadlineError,
     EngineError,
     InvalidRequestError,
+    MemoryPressureError,
     OutOfMemoryError,
     OverloadedError,
     StepRefusedError,
@@ -30,7 +32,6 @@ from openautoglm.log import get_logger
 from openautoglm.text.detokenize import TokenSource
 
 _log = get_logger(__name__)
-_Logprobs = tuple[TokenLogprob, ...]
 
 
 class Engine:
@@ -38,7 +39,8 @@ class Engine:
 
     `max_running` bounds the sequences computed at once (and is itself bounded by the executor's rows and tokens of
     a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
-    each choice; its tokens depend on the request and its seed alone, not on what else runs.
+    each choice; its tokens depend on the request and its seed alone, not on what else runs. While `refuses` is set,
+    nothing new is taken.
     """
 
     def __init__(
@@ -82,9 +84,26 @@ class Engine:
         self._events: list[GenerationEvent] = []
         self._pace = Pace(clock)
         self.history = RequestHistory()
+        self.refuses = False
+        self.num_refused = 0
         self._num_arrivals = self._num_steps = self._prompt_tokens = self._generated_tokens = 0
         self._num_missed_deadlines = 0
         self._step_seconds = 0.0
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks, to be looked at."""
+        return self._pool
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The lists, for the ladder."""
+        return self._scheduler
+
+    @property
+    def max_blocks(self) -> int:
+        """The most blocks that the pool can ever have."""
+        return self._executor.layout().max_blocks
 
     @property
     def has_work(self) -> bool:
@@ -100,7 +119,14 @@ class Engine:
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
+        if self.refuses:
+            self.num_refused += 1
+            raise MemoryPressureError(
+                "memory is being taken away from this server, which takes nothing new now: try again later",
+                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
+            )
         if len(self._requests) >= self.max_running + self.max_queued:
+            self.num_refused += 1
             raise OverloadedError(
                 f"{len(self._requests)} requests run or wait, which is the limit: try again later",
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
@@ -199,12 +225,12 @@ class Engine:
             if sequence.state is not SequenceState.FINISHED:
                 if counts[index]:
                     for token in tokens[index][: counts[index]]:
-                        self._accept(sequence, token, _token_logprobs(sequence, token, index, logprobs[index], result))
+                        self._accept(sequence, token, token_logprobs(sequence, token, index, logprobs[index], result))
                 else:
                     self._end_request(sequence.request, "error", "the model's output is not a number (NaN)")
             index += 1
 
-    def _accept(self, sequence: Sequence, token: int, logprobs: _Logprobs) -> None:
+    def _accept(self, sequence: Sequence, token: int, logprobs: Logprobs) -> None:
         """Append a generated token, decide whether the choice ends with it, and report it."""
         request, sampling = sequence.request, sequence.request.sampling
         sequence.append(token)
@@ -234,7 +260,7 @@ class Engine:
         sequence: Sequence,
         text: str,
         token: int,
-        logprobs: _Logprobs,
+        logprobs: Logprobs,
         finish_reason: str | None,
         stop_reason: str | int | None,
     ) -> None:
@@ -354,6 +380,8 @@ class Engine:
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
             resident_bytes=self._resident_bytes(),
+            num_refused=self.num_refused,
+            num_missed_deadlines=self._num_missed_deadlines,
         )
 
     def integrity_check(self) -> None:
@@ -366,12 +394,3 @@ class Engine:
             self._end_request(request, "abort", None)
         self._events.clear()
         self._executor.close()
-
-
-def _token_logprobs(sequence: Sequence, token: int, index: int, logprob: float, result: StepResult) -> _Logprobs:
-    num_top = sequence.request.sampling.logprobs
-    if num_top is None:
-        return ()
-    tokens, values = result.top_tokens[index, :num_top].tolist(), result.top_logprobs[index, :num_top].tolist()
-    top = tuple((t, v) for t, v in zip(tokens, values, strict=True) if t >= 0)
-    return (TokenLogprob(token=token, logprob=logprob, top=top),)

@@ -10,8 +10,10 @@ from functools import partial
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.engine import Engine
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.engine.runner import EngineRunner
 from openautoglm.engine.streams import EventStream
+from openautoglm.engine.watch import EngineMemory
 from openautoglm.errors import EngineError, InvalidRequestError
 
 
@@ -24,12 +26,12 @@ class _Reader:
 class LocalEngineClient:
     """Owns the engine: `close` closes it. Usable from several event loops, one after the other or at once."""
 
-    def __init__(self, engine: Engine, description: EngineDescription) -> None:
+    def __init__(self, engine: Engine, description: EngineDescription, *, memory: EngineMemory | None = None) -> None:
         self._description = description
         self._readers: dict[str, _Reader] = {}
         self._error: EngineError | None = None
         self._heartbeat = 0
-        self._runner = EngineRunner(engine, deliver=self._deliver, fail=self._fail, beat=self._beat)
+        self._runner = EngineRunner(engine, deliver=self._deliver, fail=self._fail, beat=self._beat, memory=memory)
         self._runner.start()
 
     async def describe(self) -> EngineDescription:
@@ -69,6 +71,14 @@ class LocalEngineClient:
     async def status(self) -> EngineStatus:
         """Return counters and gauges; raise `EngineError` if the engine is gone."""
         return self._runner.status(heartbeat=self._heartbeat)
+
+    async def explain(self, request_id: str) -> RequestRecord | None:
+        """Return where a request's time went, running or ended; None for one that is unknown or forgotten."""
+        return await asyncio.wrap_future(self._runner.call(lambda engine: engine.explain(request_id)))
+
+    async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first; see `EngineClient`."""
+        return await asyncio.wrap_future(self._runner.memory(budget_bytes))
 
     async def close(self) -> None:
         """Close the engine; what still runs ends with `EngineError`."""

@@ -7,18 +7,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.engine.streams import EventStream
 from openautoglm.engine.wire import (
     PROTOCOL_VERSION,
     SERVER_DECODER,
     Abort,
     Accepted,
+    AskMemory,
+    AskRecord,
     AskStatus,
     Events,
     Fatal,
     Frame,
     Generate,
     Hello,
+    Memory,
+    Record,
     Refused,
     ServerFrame,
     Status,
@@ -121,7 +126,7 @@ class _Link:
                     stream = self._streams.get(event.request_id)
                     if stream is not None:
                         stream.put(event)
-            case Accepted(call=call) | Refused(call=call) | Status(call=call):
+            case Accepted(call=call) | Refused(call=call) | Status(call=call) | Record(call=call) | Memory(call=call):
                 answer = self._answers.get(call)
                 if answer is not None and not answer.done():
                     answer.set_result(frame)
@@ -186,6 +191,24 @@ class SocketEngineClient:
         if not isinstance(answer, Status):
             raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
         return answer.status
+
+    async def explain(self, request_id: str) -> RequestRecord | None:
+        """Return where a request's time went; None for one that is unknown, forgotten or of another connection."""
+        link = await self._connected()
+        call = link.next_call()
+        answer = await link.ask(call, encode_frame(AskRecord(call=call, request_id=request_id)))
+        if not isinstance(answer, Record):
+            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
+        return answer.record
+
+    async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first; see `EngineClient`."""
+        link = await self._connected()
+        call = link.next_call()
+        answer = await link.ask(call, encode_frame(AskMemory(call=call, budget_bytes=budget_bytes)))
+        if not isinstance(answer, Memory):
+            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
+        return answer.report
 
     async def close(self) -> None:
         """Close the connection; the engine goes on for others."""

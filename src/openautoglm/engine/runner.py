@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent
 from openautoglm.engine.engine import Engine
+from openautoglm.engine.record import MemoryReport
+from openautoglm.engine.watch import EngineMemory, MemoryWatch
 from openautoglm.errors import EngineError
 from openautoglm.log import get_logger
 
@@ -23,8 +25,8 @@ class EngineRunner:
     """Steps the engine while it has work, and runs calls between steps.
 
     `deliver` gets every step's events and `fail` the error that ended the engine, both in this object's thread;
-    they must be quick and must not raise. `beat` is called once per turn, idle or not. Every other method is safe
-    from any thread.
+    they must be quick and must not raise. `beat` is called once per turn, idle or not. With `memory`, a second thread
+    looks at memory and lets the ladder act between steps. Every other method is safe from any thread.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class EngineRunner:
         deliver: Callable[[Sequence[GenerationEvent]], None],
         fail: Callable[[EngineError], None],
         beat: Callable[[], None] = lambda: None,
+        memory: EngineMemory | None = None,
     ) -> None:
         self._engine = engine
         self._deliver = deliver
@@ -44,10 +47,32 @@ class EngineRunner:
         self._ended: EngineError | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="openautoglm-engine", daemon=True)
+        self._watch = None if memory is None else MemoryWatch(memory.ladder, memory.probe, self._call_soon)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, and the one that watches memory."""
         self._thread.start()
+        if self._watch is not None:
+            self._watch.start()
+
+    def memory(self, budget_bytes: int | None = None) -> Future[MemoryReport]:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first.
+
+        The future raises `InvalidRequestError` for a budget that cannot be, `EngineError` without a ladder.
+        """
+        watch = self._watch
+
+        def report(_engine: Engine) -> MemoryReport:
+            if watch is None:
+                raise EngineError("this engine was opened without a memory ladder: there is nothing to report")
+            if budget_bytes is not None:
+                watch.ladder.set_budget(budget_bytes)
+            return watch.ladder.report(watch.signals)
+
+        return self.call(report)
+
+    def _call_soon(self, function: Callable[[], None]) -> Future[None]:
+        return self.call(lambda _engine: function())
 
     def call(self, function: Callable[[Engine], _Result]) -> Future[_Result]:
         """Run `function` between two steps; the future raises what it raises, or `EngineError` if the engine ended."""
@@ -72,10 +97,13 @@ class EngineRunner:
         """Return counters and gauges at once, in the middle of a step too; raise `EngineError` if the engine ended."""
         if self._ended is not None:
             raise EngineError(str(self._ended))
-        return self._engine.status(heartbeat=heartbeat)
+        status = self._engine.status(heartbeat=heartbeat)
+        return status if self._watch is None else self._watch.complete(status)
 
     def close(self) -> None:
         """Stop after the current step, end what runs with `EngineError`, and close the engine; safe to call twice."""
+        if self._watch is not None:
+            self._watch.stop()
         self._closing = True
         self._calls.put(lambda: None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():

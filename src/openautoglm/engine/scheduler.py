@@ -229,6 +229,10 @@ class Scheduler:
         self._max_step_tokens = num_tokens
         self._step_tokens = min(self._step_tokens, num_tokens)
 
+    def preempt_last(self) -> None:
+        """Take its blocks from the last running sequence; it waits again in its place."""
+        self._preempt(self.running[-1])
+
     def relocate(self, new_places: Mapping[int, int]) -> None:
         """Rewrite every block table after blocks were moved between steps."""
         for sequence in self.running:

@@ -18,12 +18,16 @@ import msgspec
 from openautoglm.engine.client import EngineDescription, GenerationEvent
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.heartbeat import Heartbeat
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.engine.runner import EngineRunner
+from openautoglm.engine.watch import EngineMemory
 from openautoglm.engine.wire import (
     CLIENT_DECODER,
     PROTOCOL_VERSION,
     Abort,
     Accepted,
+    AskMemory,
+    AskRecord,
     AskStatus,
     ClientFrame,
     Events,
@@ -31,6 +35,8 @@ from openautoglm.engine.wire import (
     Frame,
     Generate,
     Hello,
+    Memory,
+    Record,
     Refused,
     Status,
     Welcome,
@@ -76,7 +82,15 @@ class EngineServer:
     blocks free. `failed` holds the error once the engine itself has ended. Every method belongs to one event loop.
     """
 
-    def __init__(self, engine: Engine, description: EngineDescription, path: Path, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        description: EngineDescription,
+        path: Path,
+        heartbeat: Heartbeat,
+        *,
+        memory: EngineMemory | None = None,
+    ) -> None:
         self._description = description
         self._path = path
         self._heartbeat = heartbeat
@@ -86,7 +100,9 @@ class EngineServer:
         self._num_connections = 0
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineError] = self._loop.create_future()
-        self._runner = EngineRunner(engine, deliver=self._deliver_soon, fail=self._fail_soon, beat=heartbeat.beat)
+        self._runner = EngineRunner(
+            engine, deliver=self._deliver_soon, fail=self._fail_soon, beat=heartbeat.beat, memory=memory
+        )
 
     async def start(self) -> None:
         """Listen and start the engine's thread; raise `EngineError` if the socket cannot be made."""
@@ -154,6 +170,13 @@ class EngineServer:
             case AskStatus(call=call):
                 # Not a call between steps: liveness must not wait for a long prompt.
                 connection.send(Status(call=call, status=self._runner.status(heartbeat=self._heartbeat.value)))
+            case AskRecord(call=call, request_id=request_id):
+                name = connection.internal_name(request_id)
+                found = self._runner.call(lambda engine: engine.explain(name))
+                found.add_done_callback(lambda done: self._soon(partial(_answer_record, connection, frame, done)))
+            case AskMemory(call=call, budget_bytes=budget_bytes):
+                reported = self._runner.memory(budget_bytes)
+                reported.add_done_callback(lambda done: self._soon(partial(_answer_memory, connection, call, done)))
             case Hello():
                 raise EngineError("a second Hello: one is enough")
 
@@ -195,7 +218,8 @@ class EngineServer:
             if connection is None:
                 continue
             request_id, num_unfinished = connection.names[event.request_id]
-            frames[connection].append(msgspec.structs.replace(event, request_id=request_id))
+            record = None if event.record is None else msgspec.structs.replace(event.record, request_id=request_id)
+            frames[connection].append(msgspec.structs.replace(event, request_id=request_id, record=record))
             if event.finish_reason is not None:
                 connection.names[event.request_id] = (request_id, num_unfinished - 1)
                 if num_unfinished == 1:
@@ -220,6 +244,25 @@ class EngineServer:
             del self._owners[name]
             self._runner.call(partial(Engine.abort, request_id=name))
         connection.names.clear()
+
+
+def _answer_record(connection: _Connection, frame: AskRecord, found: Future[RequestRecord | None]) -> None:
+    error = found.exception()
+    if error is not None:
+        connection.send(Refused(call=frame.call, error=error_to_wire(error)))
+        return
+    record = found.result()
+    if record is not None:
+        record = msgspec.structs.replace(record, request_id=frame.request_id)
+    connection.send(Record(call=frame.call, record=record))
+
+
+def _answer_memory(connection: _Connection, call: int, reported: Future[MemoryReport]) -> None:
+    error = reported.exception()
+    if error is None:
+        connection.send(Memory(call=call, report=reported.result()))
+    else:
+        connection.send(Refused(call=call, error=error_to_wire(error)))
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

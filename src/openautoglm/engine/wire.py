@@ -6,6 +6,8 @@ client socket   Hello -> Welcome            then any number of
                 Generate -> Accepted | Refused, then Events until every choice has finished
                 Abort                       (no answer: the choices finish with "abort")
                 AskStatus -> Status
+                AskRecord -> Record | Refused
+                AskMemory -> Memory | Refused       (with a budget: announced first)
                 Fatal                       from the engine: the connection ends
 control pipe    Start -> Loading* -> Ready | Failed        Stop -> the worker exits; so does end of file
 """
@@ -20,10 +22,11 @@ import msgspec
 from openautoglm import errors
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.options import EngineOptions
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.progress import Progress
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 
@@ -65,6 +68,20 @@ class AskStatus(Frame, frozen=True, kw_only=True):
     call: int
 
 
+class AskRecord(Frame, frozen=True, kw_only=True):
+    """Ask where the time of one of this connection's requests went."""
+
+    call: int
+    request_id: str
+
+
+class AskMemory(Frame, frozen=True, kw_only=True):
+    """Ask for `Memory`; `budget_bytes` announces a new budget first."""
+
+    call: int
+    budget_bytes: int | None = None
+
+
 class Welcome(Frame, frozen=True, kw_only=True):
     """The answer to `Hello`."""
 
@@ -95,6 +112,20 @@ class Status(Frame, frozen=True, kw_only=True):
 
     call: int
     status: EngineStatus
+
+
+class Record(Frame, frozen=True, kw_only=True):
+    """The answer to `AskRecord`; None for a request that is unknown or forgotten."""
+
+    call: int
+    record: RequestRecord | None
+
+
+class Memory(Frame, frozen=True, kw_only=True):
+    """The answer to `AskMemory`."""
+
+    call: int
+    report: MemoryReport
 
 
 class Fatal(Frame, frozen=True, kw_only=True):
@@ -134,8 +165,8 @@ class Failed(Frame, frozen=True, kw_only=True):
     error: WireError
 
 
-ClientFrame = Hello | Generate | Abort | AskStatus
-ServerFrame = Welcome | Accepted | Refused | Events | Status | Fatal
+ClientFrame = Hello | Generate | Abort | AskStatus | AskRecord | AskMemory
+ServerFrame = Welcome | Accepted | Refused | Events | Status | Record | Memory | Fatal
 ControlFrame = Start | Stop
 ReportFrame = Loading | Ready | Failed
 

@@ -23,6 +23,7 @@ from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.process import HEARTBEAT_NAME, SOCKET_NAME
 from openautoglm.engine.server import EngineServer
+from openautoglm.engine.watch import EngineMemory
 from openautoglm.engine.wire import (
     CONTROL_DECODER,
     Failed,
@@ -55,6 +56,11 @@ class Opened(Protocol):
     @property
     def description(self) -> EngineDescription:
         """What is loaded."""
+        ...
+
+    @property
+    def memory(self) -> EngineMemory | None:
+        """The ladder and its probe, None for an engine without."""
         ...
 
 
@@ -153,7 +159,8 @@ async def _serve(
     """Serve until told to stop; return the error if the engine ended by itself."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    server = EngineServer(opened.engine, opened.description, directory / SOCKET_NAME, heartbeat)
+    socket_path = directory / SOCKET_NAME
+    server = EngineServer(opened.engine, opened.description, socket_path, heartbeat, memory=opened.memory)
     await server.start()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     server.failed.add_done_callback(lambda _: stop.set())

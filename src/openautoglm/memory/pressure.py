@@ -73,6 +73,7 @@ DEFAULT_LEVELS: dict[Rung, RungLevels] = {
 }
 DEFAULT_DWELL_SECONDS = 1.0
 SPILLED_LEVEL, PREEMPTED_LEVEL, REFUSED_LEVEL = 1.15, 1.25, 1.35
+FULL_SHARE = 0.9
 
 
 def headroom_bytes(limit_bytes: int) -> int:
@@ -104,14 +105,16 @@ def byte_level(signals: MemorySignals) -> float:
 
 
 def block_level(*, num_live: int, num_blocks: int, num_spilled: int, num_preempted: int, num_refused: int) -> float:
-    """Return the block pressure: the live share, or above 1 what had to happen since the last look."""
-    if num_refused:
+    """Return the block pressure: the live share, or above 1 what had to happen since the last look.
+
+    A queue may be full while the pool is not: that is no question of memory.
+    """
+    share = num_live / num_blocks if num_blocks else 0.0
+    if num_refused and share >= FULL_SHARE:
         return REFUSED_LEVEL
     if num_preempted:
         return PREEMPTED_LEVEL
-    if num_spilled:
-        return SPILLED_LEVEL
-    return num_live / num_blocks if num_blocks else 0.0
+    return SPILLED_LEVEL if num_spilled else share
 
 
 @dataclass(slots=True, kw_only=True)

@@ -43,7 +43,8 @@ class Choices(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The envelope: fields that every chunk repeats. `extension` stands in whole answers and a stream's first chunk."""
+    """The envelope: fields that every chunk repeats. `extension` stands in whole answers and a stream's first chunk;
+    and again in a prompt's last one if the memory ladder touched it."""
 
     prefix: str
     model: str
@@ -78,6 +79,8 @@ async def whole_answer(answer: Answer, generation: Generation, choices: Choices)
     """Wait for every choice and return the answer."""
     async for prompt, event in generation.events():
         choices.take(prompt, event)
+        if event.record is not None:
+            answer.extension.touched(event.record)
     usage = {"usage": generation.usage.as_dict()}
     return answer.envelope(choices.whole_object, choices.whole()) | usage | answer.told()
 
@@ -114,6 +117,9 @@ async def stream_answer(
             if item is None:
                 yield PING
             else:
+                if item[1].record is not None:
+                    answer.extension.touched(item[1].record)
+                    told = answer.told()
                 choice_or_none = choices.delta(*item)
                 if choice_or_none is not None:
                     yield chunk(choice_or_none)

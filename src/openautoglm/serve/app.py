@@ -21,6 +21,7 @@ from openautoglm.serve.context import ServeContext
 from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Generation, start
 from openautoglm.serve.information import check_model, information_routes
+from openautoglm.serve.memory import memory_routes
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.middleware import Edge
 from openautoglm.serve.openapi import add_schemas, body_of
@@ -28,8 +29,8 @@ from openautoglm.serve.parsing import parse
 from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, json_response, reply_for
-from openautoglm.serve.sampling import chat_sampling, completion_sampling
-from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from openautoglm.serve.sampling import chat_sampling, completion_sampling, deadline_of
+from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, MemoryBody, SamplingBody, TokenizeBody
 
 _CLIENT_GONE_STATUS = 499
 _logger = get_logger(__name__)
@@ -40,7 +41,8 @@ def create_app(context: ServeContext) -> ASGIApp:
     app = FastAPI(title="openautoglm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(information_routes(context))
     app.include_router(_generation_routes(context))
-    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody))
+    app.include_router(memory_routes(context))
+    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody))
     for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
         app.add_exception_handler(kind, _answer_error)
     return Edge(app, context)
@@ -91,7 +93,15 @@ async def _chat(context: ServeContext, request: Request, body: ChatBody, meter: 
     )
     _tell_cuts(answer, [prompt])
     choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
-    generation = start(context, [prompt], sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
+    generation = start(
+        context,
+        [prompt],
+        sampling,
+        completion_id=answer.id,
+        priority=body.priority or 0,
+        deadline_seconds=deadline_of(body),
+        meter=meter,
+    )
     return await _answer(context, request, body, answer, generation, choices)
 
 
@@ -111,7 +121,15 @@ async def _completion(context: ServeContext, request: Request, body: CompletionB
             param="n",
         )
     choices = CompletionChoices(context, prompts, sampling, echo=echo)
-    generation = start(context, prompts, sampling, completion_id=answer.id, priority=body.priority or 0, meter=meter)
+    generation = start(
+        context,
+        prompts,
+        sampling,
+        completion_id=answer.id,
+        priority=body.priority or 0,
+        deadline_seconds=deadline_of(body),
+        meter=meter,
+    )
     return await _answer(context, request, body, answer, generation, choices)
 
 

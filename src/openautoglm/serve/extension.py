@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from openautoglm.engine.record import RequestRecord
 from openautoglm.errors import InvalidRequestError
 from openautoglm.log import get_logger
 from openautoglm.serve.schemas import SamplingBody
@@ -29,6 +30,7 @@ class Extension:
     strict: bool = False
     _own: list[Notice] = field(default_factory=list)
     _cuts: list[dict[str, object]] = field(default_factory=list)
+    _records: list[RequestRecord] = field(default_factory=list)
 
     def add(self, code: NoticeCode, message: str, *, param: str) -> None:
         """Take a notice of this request; raise `InvalidRequestError` naming `param` if the server is strict."""
@@ -64,6 +66,10 @@ class Extension:
             }
         )
 
+    def touched(self, record: RequestRecord) -> None:
+        """Tell where the time of a request went that the memory ladder touched."""
+        self._records.append(record)
+
     def as_dict(self) -> dict[str, object]:
         """Return the field; empty when there is nothing to tell, and then the answer has none."""
         told: dict[str, object] = {}
@@ -71,4 +77,6 @@ class Extension:
             told["notices"] = [notice.as_dict() for notice in (*self.server, *self._own)]
         if self._cuts:
             told["truncated"] = self._cuts
+        if self._records:
+            told["requests"] = self._records
         return told

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import NoReturn, cast
 
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
+from openautoglm.errors import DeadlineError
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.prompts import Prompt
@@ -87,6 +88,8 @@ class Generation:
         self._meter.event(prompt, event)
         self._usage.event(prompt, event)
         self._num_unfinished -= event.finish_reason is not None
+        if event.error_kind == DeadlineError.__name__:
+            raise DeadlineError(event.error)
         if event.finish_reason == "error":
             raise ReplyError(failed_reply(event.error or "the engine gave the request up"))
         if event.finish_reason == "abort":
@@ -143,12 +146,17 @@ def start(
     *,
     completion_id: str,
     priority: int,
+    deadline_seconds: float | None,
     meter: RequestMeter,
 ) -> Generation:
     """Submit prompts that share their parameters."""
     requests = [
         GenerationRequest(
-            request_id=f"{completion_id}-{index}", prompt_tokens=prompt.tokens, sampling=sampling, priority=priority
+            request_id=f"{completion_id}-{index}",
+            prompt_tokens=prompt.tokens,
+            sampling=sampling,
+            priority=priority,
+            deadline_seconds=deadline_seconds,
         )
         for index, prompt in enumerate(prompts)
     ]

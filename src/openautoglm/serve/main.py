@@ -119,6 +119,7 @@ async def _run(
         settings=EdgeSettings(
             model_names=names,
             api_key_digest=None if options.api_key is None else key_digest(options.api_key),
+            admin_key_digest=None if options.admin_key is None else key_digest(options.admin_key),
             max_body_bytes=options.max_body_bytes,
             strict=options.engine.strict,
         ),

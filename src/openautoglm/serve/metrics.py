@@ -177,6 +177,20 @@ class _EngineCollector:
         yield self._counter("openautoglm_steps", "Steps computed.", status.num_steps)
         yield self._counter("openautoglm_step_seconds", "Time spent in steps.", status.step_seconds)
         yield self._gauge("openautoglm_resident_bytes", "Memory of the engine's process.", status.resident_bytes)
+        yield self._counter("openautoglm_refused_requests", "Requests that found no room.", status.num_refused)
+        yield self._counter(
+            "openautoglm_missed_deadlines", "Requests that had not ended in time.", status.num_missed_deadlines
+        )
+        yield self._gauge("openautoglm_ladder_rung", "Rung of the memory ladder, 0 for none.", status.rung)
+        entered = CounterMetricFamily(
+            "openautoglm_ladder_rung_transitions", "How often a rung was entered.", labels=["model_name", "rung"]
+        )
+        for rung, number in status.rung_transitions.items():
+            entered.add_metric([self._model_name, rung], number)
+        yield entered
+        yield self._gauge("openautoglm_memory_budget_bytes", "Bound on the process tree.", status.budget_bytes)
+        yield self._gauge("openautoglm_memory_tree_bytes", "Memory of the process tree.", status.tree_bytes)
+        yield self._gauge("openautoglm_memory_pressure", "Byte pressure: 0 none, 1 nothing left.", status.byte_pressure)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         metric = GaugeMetricFamily(name, text, labels=["model_name"])

@@ -14,6 +14,8 @@ from openautoglm.serve.replies import SERVER_ERROR, ErrorReply, internal_reply
 
 # Open without a key, and still answered while the server drains. Routes match the same string.
 OPEN_PATHS = frozenset({"/health"})
+# Behind a key of its own, and answered while the server drains.
+ADMIN_PATH = "/admin"
 _UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_RETRY_SECONDS = 10
@@ -70,6 +72,8 @@ class Edge:
     def _refusal(self, path: str, authorization: bytes | None) -> ErrorReply | None:
         if path in OPEN_PATHS:
             return None
+        if path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/"):
+            return self._admin_refusal(_bearer_key(authorization))
         if not self._context.settings.accepts_key(_bearer_key(authorization)):
             return ErrorReply(
                 status=401,
@@ -86,6 +90,23 @@ class Edge:
                 headers=(("Retry-After", str(_DRAIN_RETRY_SECONDS)),),
             )
         return None
+
+    def _admin_refusal(self, key: str | None) -> ErrorReply | None:
+        settings = self._context.settings
+        if settings.admin_key_digest is None:
+            return ErrorReply(
+                status=403,
+                message="this server has no admin key: start it with OPENAUTOGLM_ADMIN_KEY (or --admin-key) for /admin",
+                code="no_admin_key",
+            )
+        if settings.accepts_admin_key(key):
+            return None
+        return ErrorReply(
+            status=401,
+            message="this path needs the admin key: send Authorization: Bearer <admin key>",
+            code="invalid_admin_key",
+            headers=(("WWW-Authenticate", "Bearer"),),
+        )
 
 
 class _Started:

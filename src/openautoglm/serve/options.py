@@ -13,14 +13,16 @@ from openautoglm.units import MIB
 class ServeOptions:
     """An engine and where to serve it.
 
-    `model_names` are the names that clients may ask for; without any it is the model's reference. `drain_seconds` is
-    how long requests under way may go on after SIGTERM. `receipt_file` gets the receipt as JSON after the load.
+    `admin_key` opens /admin, which is refused without one. `model_names` are the names that clients may ask for;
+    without any it is the model's reference. `drain_seconds` is how long requests under way may go on after SIGTERM.
+    `receipt_file` gets the receipt as JSON after the load.
     """
 
     engine: EngineOptions
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
+    admin_key: str | None = field(default=None, repr=False)
     model_names: tuple[str, ...] = ()
     max_body_bytes: int = 8 * MIB
     drain_seconds: float = 30.0

@@ -9,7 +9,14 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from openautoglm.errors import EngineError, OverloadedError, RequestError, TemplateError
+from openautoglm.errors import (
+    DeadlineError,
+    EngineError,
+    MemoryPressureError,
+    OverloadedError,
+    RequestError,
+    TemplateError,
+)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -45,7 +52,9 @@ class ReplyError(Exception):
 
 
 # What `reply_for` knows.
-KNOWN_ERRORS = (ReplyError, RequestError, TemplateError, OverloadedError, EngineError, HTTPException)
+KNOWN_ERRORS = (
+    ReplyError, RequestError, TemplateError, OverloadedError, DeadlineError, EngineError, HTTPException,
+)  # fmt: skip
 
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -70,8 +79,16 @@ def reply_for(error: Exception) -> ErrorReply | None:
             status=error.http_status,
             message=str(error),
             type="overloaded_error",
-            code="overloaded",
+            code="memory_pressure" if isinstance(error, MemoryPressureError) else "overloaded",
             headers=(("Retry-After", str(seconds)),),
+        )
+    if isinstance(error, DeadlineError):
+        return ErrorReply(
+            status=error.http_status,
+            message=str(error),
+            type="timeout_error",
+            param="deadline_seconds",
+            code="deadline_missed",
         )
     if isinstance(error, EngineError):
         # What it says is for the operator (paths, exit codes): the log has it.

@@ -42,6 +42,13 @@ def completion_sampling(body: CompletionBody, defaults: SamplingParams) -> Sampl
     return _sampling(body, defaults, max_tokens=max_tokens, logprobs=body.logprobs)
 
 
+def deadline_of(body: SamplingBody) -> float | None:
+    """Return the seconds that a request may take; raise `InvalidRequestError` if its two names disagree."""
+    if body.deadline_seconds is not None and body.timeout not in (None, body.deadline_seconds):
+        raise InvalidRequestError("deadline_seconds and timeout differ: send one of them", param="timeout")
+    return body.timeout if body.deadline_seconds is None else body.deadline_seconds
+
+
 def _sampling(
     body: SamplingBody, defaults: SamplingParams, *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:

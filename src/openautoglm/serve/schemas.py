@@ -59,6 +59,9 @@ class SamplingBody(Body):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
+    deadline_seconds: float | None = Field(default=None, gt=0, le=86400)
+    # Another name of deadline_seconds.
+    timeout: float | None = Field(default=None, gt=0, le=86400)
     truncate: Literal["head", "middle"] | None = None
 
 
@@ -108,3 +111,9 @@ class DetokenizeBody(Body):
 
     model: str | None = None
     tokens: TokenIds
+
+
+class MemoryBody(Body):
+    """POST /admin/memory: the new budget of the whole process tree, as text such as "3GiB" or in bytes."""
+
+    memory: str | int

@@ -13,7 +13,8 @@ from openautoglm.units import MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
-    """Names, key and limits. `api_key_digest` is SHA-256 of the key; the key itself is not kept.
+    """Names, keys and limits. `api_key_digest` is SHA-256 of the key; the key itself is not kept. `admin_key_digest`
+    is that of the key for /admin; without one these routes are refused.
 
     `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it. A `strict` server
     refuses what it would otherwise do differently than asked, and say so.
@@ -21,6 +22,7 @@ class EdgeSettings:
 
     model_names: tuple[str, ...]
     api_key_digest: bytes | None = None
+    admin_key_digest: bytes | None = None
     max_body_bytes: int = 8 * MIB
     max_json_depth: int = 64
     max_prompts: int = 64
@@ -36,6 +38,12 @@ class EdgeSettings:
         if self.api_key_digest is None:
             return True
         return key is not None and hmac.compare_digest(key_digest(key), self.api_key_digest)
+
+    def accepts_admin_key(self, key: str | None) -> bool:
+        """Whether an operator's key is right; False if there is none to be right."""
+        if self.admin_key_digest is None or key is None:
+            return False
+        return hmac.compare_digest(key_digest(key), self.admin_key_digest)
 
 
 def key_digest(key: str) -> bytes:

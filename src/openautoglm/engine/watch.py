@@ -1,0 +1,85 @@
+"""`MemoryWatch`: looks at memory beside the engine's thread, and calls the ladder when there is something to do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import msgspec
+
+from openautoglm.engine.client import EngineStatus
+from openautoglm.engine.ladder import Ladder
+from openautoglm.log import get_logger
+from openautoglm.memory.pressure import byte_level
+from openautoglm.probe.pressure import PressureProbe
+from openautoglm.spec.pressure import MemorySignals, Rung
+
+_log = get_logger(__name__)
+
+CALM_SECONDS = 0.1
+# Under pressure another process may take hundreds of MiB in a tenth of a second.
+TENSE_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """The ladder of an engine, and the probe that looks for it."""
+
+    ladder: Ladder
+    probe: PressureProbe
+
+
+class MemoryWatch:
+    """A thread that samples every CALM_SECONDS, every TENSE_SECONDS while a rung holds.
+
+    `call` runs a function in the engine's thread between two steps. An engine in a long step gets one call, not many.
+    """
+
+    def __init__(
+        self, ladder: Ladder, probe: PressureProbe, call: Callable[[Callable[[], None]], Future[None]]
+    ) -> None:
+        self.ladder = ladder
+        self._probe = probe
+        self._call = call
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="openautoglm-memory", daemon=True)
+        self.signals = probe.sample(ladder.budget_bytes)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop sampling and wait for the thread."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def complete(self, status: EngineStatus) -> EngineStatus:
+        """Return a status with what is known of memory."""
+        ladder, signals = self.ladder, self.signals
+        return msgspec.structs.replace(
+            status,
+            budget_bytes=ladder.budget_bytes,
+            tree_bytes=signals.tree_bytes,
+            rung=int(ladder.rung),
+            rung_transitions=ladder.transition_labels(),
+            byte_pressure=byte_level(signals),
+        )
+
+    def _run(self) -> None:
+        pending: Future[None] | None = None
+        while not self._stopped.wait(CALM_SECONDS if self.ladder.rung is Rung.NONE else TENSE_SECONDS):
+            try:
+                signals = self.signals = self._probe.sample(self.ladder.budget_bytes)
+            except OSError as error:
+                _log.warning("memory cannot be watched now: %s", error)
+                continue
+            if (pending is None or pending.done()) and self.ladder.wants(signals):
+                pending = self._call(_bound(self.ladder, signals))
+
+
+def _bound(ladder: Ladder, signals: MemorySignals) -> Callable[[], None]:
+    return lambda: ladder.tick(signals)
