@@ -33,10 +33,13 @@ def server(module_server: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liv
         "gone",
         "deaf",
         "hung",
+        "late_after_tokens",
     ):
         monkeypatch.setattr(engine, name, getattr(engine, name))
     engine.requests.clear()
     engine.aborted.clear()
+    engine.records.clear()
+    engine.budgets.clear()
     yield module_server
     monkeypatch.undo()
     module_server.wait_until_idle()

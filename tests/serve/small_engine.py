@@ -16,6 +16,7 @@ from openautoglm.engine.client import (
     GenerationRequest,
     TokenLogprob,
 )
+from openautoglm.engine.record import MemoryReport, RequestRecord
 from openautoglm.errors import ContextOverflowError, EngineError, OverloadedError
 from openautoglm.text.detokenize import Detokenizer
 from openautoglm.text.stop import StopMatcher
@@ -42,6 +43,9 @@ class SmallEngine:
     heartbeat: int = 0
     hung: bool = False
     generated_tokens: int = 0
+    records: dict[str, RequestRecord] = field(default_factory=dict)
+    budgets: list[int] = field(default_factory=list)
+    late_after_tokens: int | None = None
 
     @property
     def eos(self) -> int:
@@ -112,6 +116,18 @@ class SmallEngine:
             resident_bytes=123456,
         )
 
+    async def explain(self, request_id: str) -> RequestRecord | None:
+        return self.records.get(request_id)
+
+    async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
+        if budget_bytes is not None:
+            self.budgets.append(budget_bytes)
+        return MemoryReport(
+            budget_bytes=budget_bytes or 1 << 30, planned_bytes=1 << 30, tree_bytes=5, ledger={"weights": 3},
+            pool_blocks=10, pool_target_blocks=10, planned_blocks=10, max_blocks=20, block_bytes=7, step_tokens=64,
+            rung="none", block_pressure=0.5, byte_pressure=0.25, tightest="budget", transitions={"spill": 2},
+        )  # fmt: skip
+
     async def close(self) -> None:
         self.gone = True
 
@@ -131,6 +147,12 @@ class _Choice:
 
     def step(self) -> GenerationEvent:
         engine, sampling = self._engine, self._request.sampling
+        if engine.late_after_tokens is not None and self._num_tokens >= engine.late_after_tokens:
+            return self._end(
+                GenerationEvent(
+                    **self._common(), finish_reason="error", error="no answer in time", error_kind="DeadlineError"
+                )
+            )
         if engine.fail_after_tokens is not None and self._num_tokens >= engine.fail_after_tokens:
             return self._end(GenerationEvent(**self._common(), finish_reason="error", error="out of memory: pool"))
         token = self._script[self._num_tokens]
@@ -156,6 +178,7 @@ class _Choice:
             logprobs=logprobs,
             finish_reason=reason,
             stop_reason=stop,
+            record=None if reason is None else engine.records.get(self._request.request_id.rpartition("-")[2]),
         )
         return event if reason is None else self._end(event)
 

@@ -118,7 +118,8 @@ class Ladder:
             self._leave(left)
         self._pause_admission(pressure)
         self._touch()
-        if self.rung is Rung.NONE:
+        # A pool that stays small when memory is back would make for a shortage of blocks on top.
+        if pressure.bytes <= self._state.levels[Rung.DROP_PREFIX].leave.bytes:
             self._follow_target(spare_bytes(signals.rooms))
 
     def set_budget(self, budget_bytes: int) -> None:
@@ -305,7 +306,8 @@ class Ladder:
         if target == engine.pool.num_blocks:
             return
         if target > engine.pool.num_blocks and spare is not None:
-            target = min(target, engine.pool.num_blocks + max(0, spare // 2) // self._loaded.block_bytes)
+            block_bytes = self._loaded.block_bytes
+            target = min(target, engine.pool.num_blocks + max(0, spare // 2, min(spare, block_bytes)) // block_bytes)
         try:
             result = engine.resize_pool(target)
             while result.num_missing and len(engine.scheduler.running) > 1:

@@ -67,8 +67,8 @@ async def _records(context: ServeContext, request_id: str) -> list[RequestRecord
 def _budget_bytes(memory: str | int) -> int:
     try:
         num_bytes = memory if isinstance(memory, int) else parse_bytes(memory)
-    except ConfigError as error:
-        raise InvalidRequestError(str(error), param="memory") from None
+    except (ConfigError, OverflowError) as error:
+        raise InvalidRequestError(f"memory: {error}", param="memory") from None
     if not 0 < num_bytes < 1 << 60:
         raise InvalidRequestError(f"memory must be above 0, got {memory}", param="memory")
     return num_bytes
