@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 V1_ROOT = Path("/sys/fs/cgroup/memory")
 V2_ROOT = Path("/sys/fs/cgroup")
+_EMPTY_SECONDS = 5.0
 
 
 class MemoryGroup:
@@ -17,13 +20,13 @@ class MemoryGroup:
     def __init__(self, limit_bytes: int) -> None:
         self._v1 = (V1_ROOT / "memory.limit_in_bytes").exists()
         root = V1_ROOT if self._v1 else V2_ROOT
-        self._path = root / f"openautoglm-test-{uuid.uuid4().hex[:12]}"
+        self.path = root / f"openautoglm-test-{uuid.uuid4().hex[:12]}"
         self._limit_bytes = limit_bytes
 
     def __enter__(self) -> MemoryGroup:
         if not self._v1:
             (V2_ROOT / "cgroup.subtree_control").write_text("+memory")
-        self._path.mkdir()
+        self.path.mkdir()
         if self._v1:
             self._write("memory.swappiness", 0)
             self._write("memory.limit_in_bytes", self._limit_bytes)
@@ -33,28 +36,47 @@ class MemoryGroup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._path.rmdir()
+        # What has just ended may be counted in for a moment.
+        deadline = time.monotonic() + _EMPTY_SECONDS
+        while True:
+            try:
+                self.path.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def run(self, arguments: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
         """Run a command inside the group from its first instruction on."""
-        procs = str(self._path / "cgroup.procs")
+        return subprocess.run(
+            arguments, preexec_fn=self._entry(), capture_output=True, text=True, timeout=240, **kwargs
+        )
+
+    def start(self, arguments: list[str], **kwargs: object) -> subprocess.Popen[str]:
+        """Start a command inside the group from its first instruction on."""
+        return subprocess.Popen(arguments, preexec_fn=self._entry(), text=True, **kwargs)
+
+    def _entry(self) -> Callable[[], None]:
+        procs = str(self.path / "cgroup.procs")
 
         def enter() -> None:
             file = os.open(procs, os.O_WRONLY)
             os.write(file, b"0")
             os.close(file)
 
-        return subprocess.run(arguments, preexec_fn=enter, capture_output=True, text=True, timeout=240, **kwargs)
+        return enter
 
     def peak_bytes(self) -> int:
         """The highest charge seen (page cache counts)."""
-        return int((self._path / ("memory.max_usage_in_bytes" if self._v1 else "memory.peak")).read_text())
+        return int((self.path / ("memory.max_usage_in_bytes" if self._v1 else "memory.peak")).read_text())
 
     def num_kills(self) -> int:
         """Processes killed for memory in this group."""
         name = "memory.oom_control" if self._v1 else "memory.events"
-        fields = dict(line.split() for line in (self._path / name).read_text().splitlines())
+        fields = dict(line.split() for line in (self.path / name).read_text().splitlines())
         return int(fields["oom_kill"])
 
     def _write(self, name: str, value: int) -> None:
-        (self._path / name).write_text(str(value))
+        (self.path / name).write_text(str(value))

@@ -68,6 +68,7 @@ def open_history(options: EngineOptions, progress: ProgressCallback, heartbeat: 
         fingerprint=str(os.getpid()),
         context_tokens=512,
         vocab_size=101,
+        max_running_requests=8,
         max_queued_requests=options.max_queued,
         plan_table="-",
     )

@@ -19,7 +19,13 @@ from openautoglm.spec.sampling import SamplingParams
 from tests.engine.history_executor import Collector, HistoryExecutor, isolated, make_engine
 
 DESCRIPTION = EngineDescription(
-    model="history", fingerprint="history", context_tokens=512, vocab_size=101, max_queued_requests=8, plan_table="-"
+    model="history",
+    fingerprint="history",
+    context_tokens=512,
+    vocab_size=101,
+    max_running_requests=8,
+    max_queued_requests=8,
+    plan_table="-",
 )
 
 

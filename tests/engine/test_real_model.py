@@ -216,16 +216,17 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
     planned = opened.plan.breakdown
     assert opened.ledger.usage() == {
         "runtime": planned.runtime_bytes,
+        "headroom": planned.headroom_bytes,
         "weights": planned.weight_bytes,
         "KV pool": planned.kv_bytes,
         "workspace": planned.workspace_bytes,
     }
     opened.engine.close()
-    assert opened.ledger.usage() == {"runtime": planned.runtime_bytes}
+    assert opened.ledger.usage() == {"runtime": planned.runtime_bytes, "headroom": planned.headroom_bytes}
 
 
 def test_a_load_beyond_its_budget_is_refused_before_it_is_taken() -> None:
     prepared = prepare(EngineOptions(model="demo", goal=Goal(context_tokens=256, concurrency=2)))
-    short = prepared.plan.breakdown.peak_bytes - 1
+    short = prepared.plan.breakdown.total_bytes - 1
     with pytest.raises(OutOfMemoryError, match="workspace asks for"):
         open_engine(replace(prepared, plan=replace(prepared.plan, budget_bytes=short)))

@@ -6,7 +6,7 @@ It answers with the prompt's own text, behind the number of the choice, token by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from openautoglm.engine.client import (
@@ -59,11 +59,14 @@ class SmallEngine:
             fingerprint="fp_small",
             context_tokens=self.context_tokens,
             vocab_size=self.tokenizer.vocab_size,
+            max_running_requests=8,
             max_queued_requests=8,
             plan_table="",
         )
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+    async def generate(
+        self, request: GenerationRequest, *, on_accepted: Callable[[], None] | None = None
+    ) -> AsyncGenerator[GenerationEvent, None]:
         if self.gone:
             raise EngineError("the engine is gone")
         if self.refuse is not None:
@@ -73,6 +76,8 @@ class SmallEngine:
             raise ContextOverflowError(f"max_tokens is above the {room} tokens left", param="max_tokens")
         self.requests.append(request)
         self.running.add(request.request_id)
+        if on_accepted is not None:
+            on_accepted()
         finished = False
         try:
             await asyncio.sleep(self.seconds_before_first)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openautoglm.serve.body import parse_json
+from openautoglm.serve.body import check_structure, parse_json
 from openautoglm.serve.replies import ReplyError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -23,13 +23,18 @@ VALUES = st.recursive(
 @given(st.dictionaries(TEXT, VALUES, max_size=5), st.booleans())
 def test_valid_objects_come_through(value: dict[str, object], ascii_only: bool) -> None:
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
-    assert parse_json(data, max_depth=64) == json.loads(data)
+    assert parsed(data) == json.loads(data)
+
+
+def parsed(data: bytes) -> dict[str, object]:
+    check_structure(data, 64)
+    return parse_json(data)
 
 
 def outcome(data: bytes) -> object:
     """The object, or the status of the refusal."""
     try:
-        return parse_json(data, max_depth=64)
+        return parsed(data)
     except ReplyError as error:
         return error.reply.status
 
@@ -47,7 +52,7 @@ def test_brackets_inside_strings_are_no_depth(depth: int) -> None:
     for _ in range(depth - 1):
         value = [value]
     data = json.dumps({"x": value}).encode()
-    assert parse_json(data, max_depth=64) == {"x": value}
+    assert parsed(data) == {"x": value}
 
 
 @pytest.mark.parametrize(
@@ -66,5 +71,5 @@ def test_brackets_inside_strings_are_no_depth(depth: int) -> None:
 def test_the_largest_bodies_are_refused_in_linear_time(data: bytes) -> None:
     begin = time.perf_counter()
     with pytest.raises(ReplyError):
-        parse_json(data, max_depth=64)
+        parsed(data)
     assert time.perf_counter() - begin < 2

@@ -29,6 +29,7 @@ from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.memory.ledger import Ledger
+from openautoglm.memory.requests import request_space
 from openautoglm.planner.explain import plan_table
 from openautoglm.planner.receipt import receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
@@ -129,15 +130,7 @@ def open_engine(
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
         warm_up(executor)
-        engine = Engine(
-            executor,
-            tokenizer,
-            eos_token_ids=defaults.eos_token_ids,
-            context_tokens=plan.context_tokens,
-            max_running=prepared.options.max_running,
-            max_queued=prepared.options.max_queued,
-            resident_bytes=_resident_bytes,
-        )
+        engine = _new_engine(prepared, executor, tokenizer, defaults)
         measured = measured_memory(executor, runtime_bytes, tree=tree, checkpoint_files=files)
     except BaseException:
         executor.close()
@@ -155,6 +148,7 @@ def open_engine(
             fingerprint=executor.determinism(),
             context_tokens=engine.limits.context_tokens,
             vocab_size=spec.vocab_size,
+            max_running_requests=engine.max_running,
             max_queued_requests=engine.max_queued,
             plan_table=f"{plan_table(plan)}\n\n{receipt_table(plan, measured)}",
             receipt_json=json.dumps(receipt_as_dict(plan, measured), indent=2),
@@ -170,6 +164,7 @@ def _open_ledger(plan: Plan) -> Ledger:
     ledger = Ledger(plan.budget_bytes)
     ledger.reserve("runtime", plan.breakdown.runtime_bytes)
     ledger.reserve("request history", HISTORY_BYTES)
+    ledger.reserve("headroom", plan.breakdown.headroom_bytes)
     return ledger
 
 
@@ -180,6 +175,22 @@ def _ladder(engine: Engine, executor: Executor, plan: Plan, ledger: Ledger) -> L
         block_bytes=sum(group.block_bytes for group in executor.layout().groups),
     )
     return Ladder(engine, loaded, ledger)
+
+
+def _new_engine(
+    prepared: Prepared, executor: NativeExecutor, tokenizer: Tokenizer, defaults: GenerationDefaults
+) -> Engine:
+    options, plan = prepared.options, prepared.plan
+    return Engine(
+        executor,
+        tokenizer,
+        eos_token_ids=defaults.eos_token_ids,
+        context_tokens=plan.context_tokens,
+        max_running=options.max_running,
+        max_queued=options.max_queued,
+        resident_bytes=_resident_bytes,
+        request_space_bytes=request_space(plan.breakdown.headroom_bytes).engine_bytes,
+    )
 
 
 def _generation_defaults(prepared: Prepared, directory: Path, notices: Notices) -> GenerationDefaults:

@@ -5,7 +5,7 @@ The values are msgspec structs, so that the same types travel over the socket as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
@@ -77,6 +77,7 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     context_tokens: int
     vocab_size: int
+    max_running_requests: int
     max_queued_requests: int
     plan_table: str
     receipt_json: str = ""
@@ -124,9 +125,12 @@ class EngineClient(Protocol):
         """Return what is loaded; raise `EngineError` if the engine is gone."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    def generate(
+        self, request: GenerationRequest, *, on_accepted: Callable[[], None] | None = None
+    ) -> AsyncIterator[GenerationEvent]:
         """Submit and yield events until every choice has finished.
 
+        `on_accepted` is called when the engine has taken the request: from then on the prompt is held there alone.
         Raises `RequestError` or `OverloadedError` before the first event, `EngineError` if the engine dies.
         Closing the iterator early aborts the request and frees its blocks.
         """

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from openautoglm.engine.admission import AdmissionLimits, make_request
 from openautoglm.engine.batch import build_batch
 from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.charges import LEAST_SPACE_BYTES, RequestCharges
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.explain import RequestHistory, make_record
 from openautoglm.engine.gate import DeadlineGate
@@ -54,6 +55,7 @@ class Engine:
         max_queued: int = 256,
         resident_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
+        request_space_bytes: int = LEAST_SPACE_BYTES,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -80,14 +82,14 @@ class Engine:
         )
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
         self._resident_bytes = resident_bytes
+        self._charges = RequestCharges(request_space_bytes, context_tokens=self.limits.context_tokens)
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
         self._pace = Pace(clock)
         self.history = RequestHistory()
         self.refuses = False
-        self.num_refused = 0
+        self.num_refused = self._num_missed_deadlines = 0
         self._num_arrivals = self._num_steps = self._prompt_tokens = self._generated_tokens = 0
-        self._num_missed_deadlines = 0
         self._step_seconds = 0.0
 
     @property
@@ -132,23 +134,26 @@ class Engine:
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
             )
         now = self._clock()
-        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now)
-        if request.max_blocks > self._pool.num_blocks:
-            raise OverloadedError(
-                f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
-                f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
-                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
+        with self._charges.charged(generation):
+            request = make_request(
+                generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now
             )
-        if self._gate.hopeless(request, now):
-            raise DeadlineError(
-                f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
-                f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
-            )
-        self._num_arrivals += 1
-        self._prompt_tokens += request.num_prompt_tokens
-        self._requests[request.request_id] = request
-        self._gate.add(request)
-        self._scheduler.add(request)
+            if request.max_blocks > self._pool.num_blocks:
+                raise OverloadedError(
+                    f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
+                    f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
+                    retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
+                )
+            if self._gate.hopeless(request, now):
+                raise DeadlineError(
+                    f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
+                    f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
+                )
+            self._num_arrivals += 1
+            self._prompt_tokens += request.num_prompt_tokens
+            self._requests[request.request_id] = request
+            self._gate.add(request)
+            self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request: its blocks are free at once, the next step reports "abort" for each unfinished choice."""
@@ -320,6 +325,7 @@ class Engine:
             return None
         request.end_seconds = now
         del self._requests[request.request_id]
+        self._charges.release(request.request_id)
         self._pace.request_finished()
         record = make_record(request, now)
         self.history.add(record)

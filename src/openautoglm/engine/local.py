@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,7 +40,9 @@ class LocalEngineClient:
             raise EngineError(str(self._error))
         return self._description
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(
+        self, request: GenerationRequest, *, on_accepted: Callable[[], None] | None = None
+    ) -> AsyncIterator[GenerationEvent]:
         """Submit and yield events until every choice has finished; see `EngineClient`."""
         name = request.request_id
         if name in self._readers:
@@ -57,6 +59,8 @@ class LocalEngineClient:
             except Exception:
                 added = False
                 raise
+            if on_accepted is not None:
+                on_accepted()
             async for event in stream.events():
                 yield event
         finally:

@@ -75,9 +75,9 @@ class EngineProcess:
         """The worker's counter: while it loads, steps or idles, it grows."""
         return self._heartbeat.value
 
-    def client(self) -> SocketEngineClient:
-        """Return a new client of the engine."""
-        return SocketEngineClient(self.socket_path)
+    def client(self, *, max_unread_bytes: int | None = None) -> SocketEngineClient:
+        """Return a new client of the engine; see `SocketEngineClient`."""
+        return SocketEngineClient(self.socket_path, max_unread_bytes=max_unread_bytes)
 
     def start(
         self, *, progress: ProgressCallback | None = None, stalled_seconds: float = STALLED_SECONDS

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.record import MemoryReport, RequestRecord
-from openautoglm.engine.streams import EventStream
+from openautoglm.engine.streams import Backlog, EventStream
 from openautoglm.engine.wire import (
     PROTOCOL_VERSION,
     SERVER_DECODER,
@@ -40,7 +40,10 @@ CONNECT_SECONDS = 10.0
 class _Link:
     """One connection: calls that wait for an answer, streams that wait for events, and one task that reads."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, welcome: Welcome) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, welcome: Welcome, backlog: Backlog
+    ) -> None:
+        self._backlog = backlog
         self.description = welcome.description
         self.error: EngineError | None = None
         self._reader = reader
@@ -51,7 +54,7 @@ class _Link:
         self._task = asyncio.create_task(self._read(), name="openautoglm-engine-link")
 
     @classmethod
-    async def open(cls, path: Path) -> _Link:
+    async def open(cls, path: Path, backlog: Backlog) -> _Link:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(path))
@@ -60,7 +63,7 @@ class _Link:
         except (OSError, TimeoutError) as error:
             raise EngineError(f"the engine does not answer at {path}: {error or 'no answer in time'}") from error
         if isinstance(answer, Welcome):
-            return cls(reader, writer, answer)
+            return cls(reader, writer, answer, backlog)
         writer.close()
         reason = error_from_wire(answer.error) if isinstance(answer, Fatal) else f"it answered {answer!r:.200}"
         raise EngineError(f"the engine at {path} refuses this client: {reason}")
@@ -94,12 +97,14 @@ class _Link:
         """Open the stream of a request's events."""
         if request.request_id in self._streams:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use: choose another")
-        stream = self._streams[request.request_id] = EventStream(request.sampling.n)
+        stream = self._streams[request.request_id] = EventStream(request.sampling.n, self._backlog)
         return stream
 
     def leave(self, request_id: str) -> None:
         """Close the stream of a request."""
-        self._streams.pop(request_id, None)
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.close()
 
     async def close(self) -> None:
         """End the connection and everything on it."""
@@ -126,12 +131,20 @@ class _Link:
                     stream = self._streams.get(event.request_id)
                     if stream is not None:
                         stream.put(event)
+                self._cut_slowest()
             case Accepted(call=call) | Refused(call=call) | Status(call=call) | Record(call=call) | Memory(call=call):
                 answer = self._answers.get(call)
                 if answer is not None and not answer.done():
                     answer.set_result(frame)
             case _:
                 raise EngineError(f"unexpected {type(frame).__name__} frame")
+
+    def _cut_slowest(self) -> None:
+        """Abort what nobody reads: its reader may hang in a write for as long as its client likes."""
+        for cut in self._backlog.cut_slowest():
+            for request_id, stream in self._streams.items():
+                if stream is cut:
+                    self.send(Abort(request_id=request_id))
 
     def _end(self, error: EngineError) -> None:
         self.error = error
@@ -144,10 +157,14 @@ class _Link:
 
 
 class SocketEngineClient:
-    """Connects when first used, and again after the engine process was replaced. One event loop only."""
+    """Connects when first used, and again after the engine process was replaced. One event loop only.
 
-    def __init__(self, path: Path) -> None:
+    Events that nobody has read yet take at most `max_unread_bytes`: beyond that the slowest readers' requests end.
+    """
+
+    def __init__(self, path: Path, *, max_unread_bytes: int | None = None) -> None:
         self._path = path
+        self._backlog = Backlog(max_unread_bytes)
         self._link: _Link | None = None
         self._lock = asyncio.Lock()
         self._closed = False
@@ -156,15 +173,18 @@ class SocketEngineClient:
         """Return what is loaded; raise `EngineError` if the engine is gone."""
         return (await self._connected()).description
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(
+        self, request: GenerationRequest, *, on_accepted: Callable[[], None] | None = None
+    ) -> AsyncIterator[GenerationEvent]:
         """Submit and yield events until every choice has finished; see `EngineClient`."""
         link = await self._connected()
-        call = link.next_call()
+        call, request_id = link.next_call(), request.request_id
         try:
             data = encode_frame(Generate(call=call, request=request))
         except EngineError as error:
             raise InvalidRequestError(f"{error}: send a shorter request", param="prompt") from error
         stream = link.follow(request)
+        del request
         refused = False
         try:
             try:
@@ -172,12 +192,15 @@ class SocketEngineClient:
             except Exception:
                 refused = True
                 raise
+            del data
+            if on_accepted is not None:
+                on_accepted()
             async for event in stream.events():
                 yield event
         finally:
-            link.leave(request.request_id)
+            link.leave(request_id)
             if not stream.finished and not refused:
-                link.send(Abort(request_id=request.request_id))
+                link.send(Abort(request_id=request_id))
 
     async def abort(self, request_id: str) -> None:
         """End a request; its choices finish with "abort". Unknown ids are ignored."""
@@ -221,5 +244,5 @@ class SocketEngineClient:
             if self._closed:
                 raise EngineError("this client is closed: make a new one")
             if self._link is None or self._link.error is not None:
-                self._link = await _Link.open(self._path)
+                self._link = await _Link.open(self._path, self._backlog)
             return self._link

@@ -25,8 +25,9 @@ class EngineRunner:
     """Steps the engine while it has work, and runs calls between steps.
 
     `deliver` gets every step's events and `fail` the error that ended the engine, both in this object's thread;
-    they must be quick and must not raise. `beat` is called once per turn, idle or not. With `memory`, a second thread
-    looks at memory and lets the ladder act between steps. Every other method is safe from any thread.
+    they must be quick and must not raise. `beat` is called once per turn, idle or not; `rest` once when work has ended
+    and none came since for IDLE_SECONDS. With `memory`, a second thread looks at memory and lets the ladder act between
+    steps. Every other method is safe from any thread.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class EngineRunner:
         deliver: Callable[[Sequence[GenerationEvent]], None],
         fail: Callable[[EngineError], None],
         beat: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
         memory: EngineMemory | None = None,
     ) -> None:
         self._engine = engine
         self._deliver = deliver
         self._fail = fail
         self._beat = beat
+        self._rest = rest
+        self._worked = False
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended: EngineError | None = None
@@ -124,6 +128,7 @@ class EngineRunner:
         self._beat()
         self._run_calls(wait=not engine.has_work)
         if engine.has_work:
+            self._worked = True
             events = engine.step()
             if events:
                 self._deliver(events)
@@ -135,7 +140,9 @@ class EngineRunner:
                 call()
                 wait = False
         except queue.Empty:
-            return
+            if wait and self._worked:
+                self._worked = False
+                self._rest()
 
     def _end(self, error: EngineError) -> None:
         """From here on every call fails; those that wait are ended."""

@@ -44,13 +44,17 @@ from openautoglm.engine.wire import (
     error_to_wire,
     read_frame,
 )
-from openautoglm.errors import EngineError, InvalidRequestError
+from openautoglm.errors import EngineError, InvalidRequestError, OverloadedError
 from openautoglm.log import get_logger
+from openautoglm.memory.allocator import trim_allocator
 
 _log = get_logger(__name__)
 
 HELLO_SECONDS = 10.0
-MAX_UNREAD_BYTES = 32 << 20
+MAX_UNREAD_BYTES = 6 << 20
+# Tokens of prompts that wait for the engine's next turn, each an object of 36 bytes until then.
+MAX_UNTAKEN_TOKENS = 1 << 17
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -98,10 +102,16 @@ class EngineServer:
         self._handlers: set[asyncio.Task[None]] = set()
         self._owners: dict[str, _Connection] = {}
         self._num_connections = 0
+        self._untaken_tokens = 0
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineError] = self._loop.create_future()
         self._runner = EngineRunner(
-            engine, deliver=self._deliver_soon, fail=self._fail_soon, beat=heartbeat.beat, memory=memory
+            engine,
+            deliver=self._deliver_soon,
+            fail=self._fail_soon,
+            beat=heartbeat.beat,
+            rest=trim_allocator,
+            memory=memory,
         )
 
     async def start(self) -> None:
@@ -186,15 +196,26 @@ class EngineServer:
             taken = InvalidRequestError(f"request id {frame.request.request_id!r} is in use: choose another")
             connection.send(Refused(call=frame.call, error=error_to_wire(taken)))
             return
+        num_tokens = len(frame.request.prompt_tokens)
+        if self._untaken_tokens and self._untaken_tokens + num_tokens > MAX_UNTAKEN_TOKENS:
+            busy = OverloadedError(
+                "too many prompts arrive at once: try again later", retry_after_seconds=_RETRY_SECONDS
+            )
+            connection.send(Refused(call=frame.call, error=error_to_wire(busy)))
+            return
+        self._untaken_tokens += num_tokens
         connection.names[name] = (frame.request.request_id, frame.request.sampling.n)
         self._owners[name] = connection
         request = msgspec.structs.replace(frame.request, request_id=name)
         added = self._runner.call(lambda engine: engine.add(request))
         # Answers and events reach the event loop in the order in which the engine's thread produces them.
-        answer = partial(self._answer_generate, connection, frame.call, name)
+        answer = partial(self._answer_generate, connection, frame.call, name, num_tokens)
         added.add_done_callback(lambda done: self._soon(partial(answer, done)))
 
-    def _answer_generate(self, connection: _Connection, call: int, name: str, added: Future[None]) -> None:
+    def _answer_generate(
+        self, connection: _Connection, call: int, name: str, num_tokens: int, added: Future[None]
+    ) -> None:
+        self._untaken_tokens -= num_tokens
         error = added.exception()
         if error is None:
             connection.send(Accepted(call=call))

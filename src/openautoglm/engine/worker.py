@@ -37,6 +37,7 @@ from openautoglm.engine.wire import (
 )
 from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.log import configure_logging, get_logger
+from openautoglm.memory.allocator import bound_allocator
 from openautoglm.progress import Progress, ProgressCallback
 
 _log = get_logger(__name__)
@@ -126,6 +127,7 @@ class _LifeLine:
 
 def main(opener: Opener) -> int:
     """Run a worker; return the exit status."""
+    bound_allocator()
     commands, reports = _take_pipes()
     start = read_frame_blocking(commands, CONTROL_DECODER)
     if not isinstance(start, Start):

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from openautoglm.engine.client import GenerationEvent
 from openautoglm.log import get_logger
 from openautoglm.serve.connection import DONE, PING, event_bytes
 from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Generation
+from openautoglm.serve.intake import AnswerCharge
 from openautoglm.serve.replies import internal_reply, reply_for
 
 _logger = get_logger(__name__)
@@ -32,8 +35,8 @@ class Choices(Protocol):
         """Return the piece of a stream that an event is, None for nothing."""
         ...
 
-    def take(self, prompt: int, event: GenerationEvent) -> None:
-        """Keep an event for the whole answer."""
+    def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
+        """Keep an event for the whole answer; raise `OverloadedError` where there is no room for it."""
         ...
 
     def whole(self) -> list[dict[str, object]]:
@@ -75,14 +78,14 @@ class Answer:
         return {"openautoglm": told} if told else {}
 
 
-async def whole_answer(answer: Answer, generation: Generation, choices: Choices) -> dict[str, object]:
-    """Wait for every choice and return the answer."""
+async def whole_answer(answer: Answer, generation: Generation, choices: Choices, charge: AnswerCharge) -> bytes:
+    """Wait for every choice and return the answer as JSON; `charge` is what it takes until it is sent."""
     async for prompt, event in generation.events():
-        choices.take(prompt, event)
+        choices.take(prompt, event, charge)
         if event.record is not None:
             answer.extension.touched(event.record)
     usage = {"usage": generation.usage.as_dict()}
-    return answer.envelope(choices.whole_object, choices.whole()) | usage | answer.told()
+    return msgspec.json.encode(answer.envelope(choices.whole_object, choices.whole()) | usage | answer.told())
 
 
 async def stream_answer(

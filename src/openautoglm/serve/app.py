@@ -13,14 +13,15 @@ from openautoglm import __version__
 from openautoglm.errors import InvalidRequestError
 from openautoglm.log import get_logger
 from openautoglm.serve.answer import Answer, Choices, stream_answer, whole_answer
-from openautoglm.serve.body import ClientGoneError, read_json
+from openautoglm.serve.body import ClientGoneError, body_bytes, read_json
 from openautoglm.serve.chat import ChatChoices
 from openautoglm.serve.completions import CompletionChoices
-from openautoglm.serve.connection import EventStream, unless_gone
+from openautoglm.serve.connection import EventStream, WholeAnswer, unless_gone
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Generation, start
 from openautoglm.serve.information import check_model, information_routes
+from openautoglm.serve.intake import BodyCharge
 from openautoglm.serve.memory import memory_routes
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.middleware import Edge
@@ -28,7 +29,7 @@ from openautoglm.serve.openapi import add_schemas, body_of
 from openautoglm.serve.parsing import parse
 from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
-from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, json_response, reply_for
+from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, reply_for
 from openautoglm.serve.sampling import chat_sampling, completion_sampling, deadline_of
 from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, MemoryBody, SamplingBody, TokenizeBody
 
@@ -67,19 +68,25 @@ def _generation_routes(context: ServeContext) -> APIRouter:
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        body = parse(ChatBody, await read_json(request, context.settings))
-        return await unless_gone(request.receive, _chat(context, request, body, context.metrics.meter()))
+        meter = context.metrics.meter()
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            body = parse(ChatBody, await read_json(request, context.settings, charge))
+            return await unless_gone(request.receive, _chat(context, request, body, charge, meter))
 
     @router.post("/v1/completions", openapi_extra=body_of(CompletionBody))
     async def completions(request: Request) -> Response:
         """Continue one or several prompts."""
-        body = parse(CompletionBody, await read_json(request, context.settings))
-        return await unless_gone(request.receive, _completion(context, request, body, context.metrics.meter()))
+        meter = context.metrics.meter()
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            body = parse(CompletionBody, await read_json(request, context.settings, charge))
+            return await unless_gone(request.receive, _completion(context, request, body, charge, meter))
 
     return router
 
 
-async def _chat(context: ServeContext, request: Request, body: ChatBody, meter: RequestMeter) -> Response:
+async def _chat(
+    context: ServeContext, request: Request, body: ChatBody, charge: BodyCharge, meter: RequestMeter
+) -> Response:
     answer = _new_answer(context, body, "chatcmpl")
     refuse_chat_fields(body)
     answer.extension.ignored_fields(body, CHAT_FIELDS)
@@ -93,19 +100,26 @@ async def _chat(context: ServeContext, request: Request, body: ChatBody, meter: 
     )
     _tell_cuts(answer, [prompt])
     choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
+    prompts = [prompt]
+    body.messages.clear()
+    body.chat_template_kwargs = None
+    del prompt
     generation = start(
         context,
-        [prompt],
+        prompts,
         sampling,
         completion_id=answer.id,
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
         meter=meter,
+        on_accepted=charge.release,
     )
     return await _answer(context, request, body, answer, generation, choices)
 
 
-async def _completion(context: ServeContext, request: Request, body: CompletionBody, meter: RequestMeter) -> Response:
+async def _completion(
+    context: ServeContext, request: Request, body: CompletionBody, charge: BodyCharge, meter: RequestMeter
+) -> Response:
     answer = _new_answer(context, body, "cmpl")
     refuse_completion_fields(body)
     answer.extension.ignored_fields(body, COMPLETION_FIELDS)
@@ -121,6 +135,7 @@ async def _completion(context: ServeContext, request: Request, body: CompletionB
             param="n",
         )
     choices = CompletionChoices(context, prompts, sampling, echo=echo)
+    body.prompt = None
     generation = start(
         context,
         prompts,
@@ -129,6 +144,7 @@ async def _completion(context: ServeContext, request: Request, body: CompletionB
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
         meter=meter,
+        on_accepted=charge.release,
     )
     return await _answer(context, request, body, answer, generation, choices)
 
@@ -156,9 +172,11 @@ async def _answer(
 ) -> Response:
     """Answer whole or as a stream; the generation is closed however it ends."""
     streams = False
+    if body.model_extra is not None:
+        body.model_extra.clear()
     try:
         if not body.stream:
-            return json_response(await whole_answer(answer, generation, choices))
+            return await _whole(context, answer, generation, choices)
         ping_seconds = context.settings.ping_seconds
         # Whatever the engine refuses, it refuses at once: with the first event, or a silence, the answer is a 200.
         first = await generation.next(ping_seconds)
@@ -172,7 +190,16 @@ async def _answer(
             request_id=request.scope["request_id"],
         )
         streams = True
-        return EventStream(events, generation.close)
+        return EventStream(events, generation.close, client_seconds=context.settings.client_seconds)
     finally:
         if not streams:
             await generation.close()
+
+
+async def _whole(context: ServeContext, answer: Answer, generation: Generation, choices: Choices) -> Response:
+    charge = context.intake.answer()
+    try:
+        return WholeAnswer(await whole_answer(answer, generation, choices, charge), charge.release)
+    except BaseException:
+        charge.release()
+        raise

@@ -9,34 +9,47 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from openautoglm.serve.intake import BodyCharge
 from openautoglm.serve.replies import ErrorReply, ReplyError
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.units import format_bytes
 
 # Strings, brackets and braces outside strings. Possessive, so that a broken string costs no second look.
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[\[{]|[\]}]', re.DOTALL)
-_MAX_STRUCTURE = 100_000
+_MAX_STRUCTURE = 50_000
 
 
 class ClientGoneError(Exception):
     """The client closed the connection before its request was complete or answered."""
 
 
-async def read_json(request: Request, settings: EdgeSettings) -> dict[str, Any]:
-    """Read the body as one JSON object; raise `ReplyError` for anything else. Peak: twice the body, or its limit."""
+def body_bytes(request: Request, settings: EdgeSettings) -> int:
+    """Return how many bytes the body has, or may have where the client does not say.
+
+    Raises `ReplyError` for a body that will not be read: too large, or not plain JSON.
+    """
     _check_headers(request, settings)
+    length = request.headers.get("content-length", "")
+    return int(length[:20]) if length.isdecimal() else settings.max_body_bytes
+
+
+async def read_json(request: Request, settings: EdgeSettings, charge: BodyCharge) -> dict[str, Any]:
+    """Read a body that `body_bytes` allowed as one JSON object; raise `ReplyError` for anything else.
+
+    Peak: what `charge` was charged for it, here also for its objects: a short body may be made of many.
+    """
     try:
         async with asyncio.timeout(settings.body_seconds):
             data = await _read_body(request, settings.max_body_bytes)
     except TimeoutError:
         message = f"the body did not arrive within {settings.body_seconds:g} s"
         raise ReplyError(ErrorReply(status=408, message=message, code="request_timeout")) from None
-    return parse_json(data, max_depth=settings.max_json_depth)
+    charge.add_objects(check_structure(data, settings.max_json_depth))
+    return parse_json(data)
 
 
-def parse_json(data: bytes, *, max_depth: int) -> dict[str, Any]:
-    """Parse a JSON object; raise `ReplyError` (400) for what is malformed, too deep, or not an object."""
-    _check_structure(data, max_depth)
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object whose structure was checked; raise `ReplyError` (400) for what is malformed or no object."""
     try:
         # Strict: UTF-8, no NaN or Infinity, no numbers out of range, no lone surrogates.
         value = msgspec.json.decode(data)
@@ -83,9 +96,10 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
             return b"".join(pieces)
 
 
-def _check_structure(data: bytes, max_depth: int) -> None:
-    depth = 0
-    for count, match in enumerate(_STRUCTURE.finditer(data)):
+def check_structure(data: bytes, max_depth: int) -> int:
+    """Return how many strings, brackets and braces there are; raise `ReplyError` for too many or too deep ones."""
+    depth = count = 0
+    for count, match in enumerate(_STRUCTURE.finditer(data), start=1):
         first = data[match.start()]
         if first in b"[{":
             depth += 1
@@ -95,6 +109,7 @@ def _check_structure(data: bytes, max_depth: int) -> None:
             raise _bad_json(f"the body nests deeper than {max_depth} levels")
         if count > _MAX_STRUCTURE:
             raise _bad_json(f"the body has more than {_MAX_STRUCTURE} strings, lists and objects")
+    return count
 
 
 def _too_large(max_bytes: int) -> ReplyError:

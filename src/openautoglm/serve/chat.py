@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from openautoglm.engine.client import GenerationEvent, TokenLogprob
+from openautoglm.engine.client import GenerationEvent
 from openautoglm.serve.answer import Choices
+from openautoglm.serve.collect import CollectedList, CollectedText
 from openautoglm.serve.context import ServeContext
-from openautoglm.serve.logprobs import chat_logprobs
+from openautoglm.serve.intake import AnswerCharge
+from openautoglm.serve.logprobs import chat_logprob_entries, chat_logprobs
 
 
 @dataclass(slots=True)
 class _Message:
-    text: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text: CollectedText = field(default_factory=CollectedText)
+    logprobs: CollectedList = field(default_factory=CollectedList)
     last: GenerationEvent | None = None
 
 
@@ -57,11 +59,12 @@ class ChatChoices(Choices):
             choice["stop_reason"] = event.stop_reason
         return choice
 
-    def take(self, prompt: int, event: GenerationEvent) -> None:
+    def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
         """Keep an event for the whole answer."""
         message = self._messages[event.choice]
-        message.text.append(event.text)
-        message.logprobs.extend(event.logprobs)
+        message.text.add(event.text, charge)
+        if self._logprobs:
+            message.logprobs.add(chat_logprob_entries(self._tokenizer, event.logprobs), charge)
         message.last = event
 
     def whole(self) -> list[dict[str, object]]:
@@ -72,8 +75,8 @@ class ChatChoices(Choices):
         assert message.last is not None
         return {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(message.text), "refusal": None},
-            "logprobs": chat_logprobs(self._tokenizer, message.logprobs) if self._logprobs else None,
+            "message": {"role": "assistant", "content": message.text.text(), "refusal": None},
+            "logprobs": {"content": message.logprobs.raw(), "refusal": None} if self._logprobs else None,
             "finish_reason": message.last.finish_reason,
             "stop_reason": message.last.stop_reason,
         }

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from openautoglm.engine.client import GenerationEvent
 from openautoglm.serve.answer import Choices
+from openautoglm.serve.collect import CollectedText
 from openautoglm.serve.context import ServeContext
-from openautoglm.serve.logprobs import CompletionLogprobs, join_completion_logprobs
+from openautoglm.serve.intake import AnswerCharge
+from openautoglm.serve.logprobs import CollectedLogprobs, CompletionLogprobs
 from openautoglm.serve.prompts import Prompt
 from openautoglm.spec.sampling import SamplingParams
 
@@ -16,8 +18,8 @@ from openautoglm.spec.sampling import SamplingParams
 @dataclass(slots=True, kw_only=True)
 class _Text:
     logprobs: CompletionLogprobs | None
-    pieces: list[str] = field(default_factory=list)
-    logprob_parts: list[dict[str, object]] = field(default_factory=list)
+    text: CollectedText = field(default_factory=CollectedText)
+    collected: CollectedLogprobs = field(default_factory=CollectedLogprobs)
     last: GenerationEvent | None = None
 
 
@@ -31,8 +33,7 @@ class CompletionChoices(Choices):
         self, context: ServeContext, prompts: Sequence[Prompt], sampling: SamplingParams, *, echo: bool
     ) -> None:
         self._num_choices = sampling.n
-        self._prompts = prompts
-        self._echo = echo
+        self._echoed = [prompt.text for prompt in prompts] if echo else []
         self._texts = [
             _Text(
                 logprobs=None
@@ -44,12 +45,12 @@ class CompletionChoices(Choices):
 
     def opening(self) -> list[dict[str, object]]:
         """Return the echoed prompts, if they were asked for."""
-        if not self._echo:
+        if not self._echoed:
             return []
         return [
             {
                 "index": index,
-                "text": self._prompts[index // self._num_choices].text,
+                "text": self._echoed[index // self._num_choices],
                 "logprobs": None,
                 "finish_reason": None,
             }
@@ -73,12 +74,14 @@ class CompletionChoices(Choices):
             choice["stop_reason"] = event.stop_reason
         return choice
 
-    def take(self, prompt: int, event: GenerationEvent) -> None:
+    def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
         """Keep an event for the whole answer."""
         text = self._texts[prompt * self._num_choices + event.choice]
-        text.pieces.append(event.text)
+        if text.last is None and self._echoed:
+            text.text.add(self._echoed[prompt], charge)
+        text.text.add(event.text, charge)
         if text.logprobs is not None:
-            text.logprob_parts.append(text.logprobs.take(event.logprobs))
+            text.collected.add(text.logprobs.take(event.logprobs), charge)
         text.last = event
 
     def whole(self) -> list[dict[str, object]]:
@@ -87,11 +90,10 @@ class CompletionChoices(Choices):
 
     def _choice(self, index: int, text: _Text) -> dict[str, object]:
         assert text.last is not None
-        prompt_text = self._prompts[index // self._num_choices].text if self._echo else ""
         return {
             "index": index,
-            "text": prompt_text + "".join(text.pieces),
-            "logprobs": None if text.logprobs is None else join_completion_logprobs(text.logprob_parts),
+            "text": text.text.text(),
+            "logprobs": None if text.logprobs is None else text.collected.whole(),
             "finish_reason": text.last.finish_reason,
             "stop_reason": text.last.stop_reason,
         }

@@ -48,19 +48,40 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """A stream of server-sent events; `close` is awaited however it ends."""
+class WholeAnswer(Response):
+    """A JSON body; `release` is called when it has been sent, or cannot be."""
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, body: bytes, release: Callable[[], None]) -> None:
+        super().__init__(body, media_type="application/json")
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+
+
+class EventStream(Response):
+    """A stream of server-sent events; `close` is awaited however it ends.
+
+    A client that takes nothing for `client_seconds` has gone, whatever its system says: what waits for it is memory.
+    """
+
+    def __init__(
+        self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], *, client_seconds: float
+    ) -> None:
         super().__init__()
         self._events = events
         self._close = close
+        self._client_seconds = client_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
         try:
             await unless_gone(receive, self._send_all(send))
-        except (ClientGoneError, OSError):
+        except (ClientGoneError, OSError):  # TimeoutError is one
             # Nobody is left to answer; `close` frees what the request held.
             return
         finally:
@@ -69,5 +90,6 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            async with asyncio.timeout(self._client_seconds):
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

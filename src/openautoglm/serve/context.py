@@ -11,7 +11,10 @@ from typing import TypeVar
 
 from openautoglm.engine.client import EngineClient, EngineDescription, EngineStatus
 from openautoglm.errors import EngineError
+from openautoglm.memory.requests import request_space
+from openautoglm.planner.price import MIN_HEADROOM_BYTES
 from openautoglm.serve.drain import Drain
+from openautoglm.serve.intake import Intake
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.spec.sampling import SamplingParams
@@ -35,6 +38,7 @@ class ServeContext:
     settings: EdgeSettings
     metrics: Metrics
     drain: Drain = field(default_factory=Drain)
+    intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))
     created_seconds: int = field(default_factory=lambda: int(time.time()))
     text_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")

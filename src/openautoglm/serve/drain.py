@@ -14,6 +14,7 @@ class Drain:
 
     def __init__(self) -> None:
         self._num_active = 0
+        self._num_entered = 0
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -30,6 +31,11 @@ class Drain:
         return self._num_active
 
     @property
+    def num_entered(self) -> int:
+        """Requests that there ever were."""
+        return self._num_entered
+
+    @property
     def cut(self) -> asyncio.Event:
         """Set when requests under way must end now."""
         return self._cut
@@ -41,6 +47,7 @@ class Drain:
     def enter(self) -> None:
         """Count a request in."""
         self._num_active += 1
+        self._num_entered += 1
         self._idle.clear()
 
     def leave(self) -> None:

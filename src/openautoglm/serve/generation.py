@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import NoReturn, cast
 
@@ -16,7 +16,7 @@ from openautoglm.serve.replies import ReplyError, failed_reply
 from openautoglm.spec.sampling import SamplingParams
 
 # Events wait in the engine's client rather than here when a client reads slowly.
-_QUEUED_EVENTS = 64
+_QUEUED_EVENTS = 4
 
 
 class Usage:
@@ -49,7 +49,12 @@ class Generation:
     """One HTTP request on the engine. `close` aborts what has not finished, and must be called."""
 
     def __init__(
-        self, context: ServeContext, requests: Sequence[GenerationRequest], meter: RequestMeter, usage: Usage
+        self,
+        context: ServeContext,
+        requests: list[GenerationRequest],
+        meter: RequestMeter,
+        usage: Usage,
+        on_accepted: Callable[[], None],
     ) -> None:
         self._context = context
         self._meter = meter
@@ -57,10 +62,13 @@ class Generation:
         self._num_unfinished = sum(request.sampling.n for request in requests)
         self._failed = False
         self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
-        self._tasks = [
-            asyncio.create_task(self._pump(index, request), name=request.request_id)
-            for index, request in enumerate(requests)
-        ]
+        self._num_untaken = len(requests)
+        self._on_accepted = on_accepted
+        self._tasks = []
+        for index in range(len(requests)):
+            # The stream alone holds the prompt, until the engine has it.
+            stream = cast("_ClosableEvents", context.client.generate(requests.pop(0), on_accepted=self._accepted))
+            self._tasks.append(asyncio.create_task(self._pump(index, stream)))
         self._tasks.append(asyncio.create_task(self._wait_for_cut()))
 
     @property
@@ -115,10 +123,14 @@ class Generation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._meter.end(num_aborted=0 if self._failed else self._num_unfinished)
 
-    async def _pump(self, index: int, request: GenerationRequest) -> None:
+    def _accepted(self) -> None:
+        self._num_untaken -= 1
+        if self._num_untaken == 0:
+            self._on_accepted()
+
+    async def _pump(self, index: int, stream: _ClosableEvents) -> None:
         try:
             # Leaving the generator early is what aborts the request in the engine.
-            stream = cast("_ClosableEvents", self._context.client.generate(request))
             async with aclosing(stream):
                 async for event in stream:
                     await self._queue.put((index, event))
@@ -141,15 +153,19 @@ class _ClosableEvents(AsyncIterator[GenerationEvent]):
 
 def start(
     context: ServeContext,
-    prompts: Sequence[Prompt],
+    prompts: list[Prompt],
     sampling: SamplingParams,
     *,
     completion_id: str,
     priority: int,
     deadline_seconds: float | None,
     meter: RequestMeter,
+    on_accepted: Callable[[], None] = lambda: None,
 ) -> Generation:
-    """Submit prompts that share their parameters."""
+    """Submit prompts that share their parameters; `on_accepted` is called when the engine has all of them.
+
+    The list of prompts is empty afterwards: nobody here needs to hold them any longer.
+    """
     requests = [
         GenerationRequest(
             request_id=f"{completion_id}-{index}",
@@ -160,4 +176,5 @@ def start(
         )
         for index, prompt in enumerate(prompts)
     ]
-    return Generation(context, requests, meter, Usage())
+    prompts.clear()
+    return Generation(context, requests, meter, Usage(), on_accepted)

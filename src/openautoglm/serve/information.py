@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from openautoglm.engine.client import EngineStatus
 from openautoglm.errors import EngineError, InvalidRequestError
-from openautoglm.serve.body import read_json
+from openautoglm.serve.body import body_bytes, read_json
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
@@ -89,39 +89,44 @@ def _add_tokens(router: APIRouter, context: ServeContext) -> None:
     @router.post("/tokenize", openapi_extra=body_of(TokenizeBody))
     async def tokenize(request: Request) -> Response:
         """Return the tokens of a prompt, or of messages rendered with the model's template."""
-        body = parse(TokenizeBody, await read_json(request, context.settings))
-        check_model(context, body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequestError("send either prompt or messages", param="prompt")
-        if body.messages is not None:
-            generates = body.add_generation_prompt is not False
-            prompt = await chat_prompt(
-                context, body.messages, add_generation_prompt=generates, variables=body.chat_template_kwargs
-            )
-        else:
-            special = body.add_special_tokens is not False
-            prompt = (await completion_prompts(context, body.prompt, add_special_tokens=special))[0]
-        texts = [tokenizer.token_text(token) for token in prompt.tokens] if body.return_token_strs else None
-        return json_response(
-            {
-                "count": len(prompt.tokens),
-                "max_model_len": context.description.context_tokens,
-                "tokens": prompt.tokens,
-                "token_strs": texts,
-            }
-        )
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            return await _tokenize(context, parse(TokenizeBody, await read_json(request, context.settings, charge)))
 
     @router.post("/detokenize", openapi_extra=body_of(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
         """Return the text of tokens, special ones included."""
-        body = parse(DetokenizeBody, await read_json(request, context.settings))
-        check_model(context, body.model)
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            body = parse(DetokenizeBody, await read_json(request, context.settings, charge))
+            check_model(context, body.model)
 
-        def work() -> str:
-            check_token_ids(body.tokens, context.description.vocab_size, "tokens")
-            return tokenizer.decode(body.tokens, skip_special_tokens=False)
+            def work() -> str:
+                check_token_ids(body.tokens, context.description.vocab_size, "tokens")
+                return tokenizer.decode(body.tokens, skip_special_tokens=False)
 
-        return json_response({"prompt": await context.in_text_thread(work)})
+            return json_response({"prompt": await context.in_text_thread(work)})
+
+
+async def _tokenize(context: ServeContext, body: TokenizeBody) -> Response:
+    check_model(context, body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("send either prompt or messages", param="prompt")
+    if body.messages is not None:
+        generates = body.add_generation_prompt is not False
+        prompt = await chat_prompt(
+            context, body.messages, add_generation_prompt=generates, variables=body.chat_template_kwargs
+        )
+    else:
+        special = body.add_special_tokens is not False
+        prompt = (await completion_prompts(context, body.prompt, add_special_tokens=special))[0]
+    texts = [context.tokenizer.token_text(token) for token in prompt.tokens] if body.return_token_strs else None
+    return json_response(
+        {
+            "count": len(prompt.tokens),
+            "max_model_len": context.description.context_tokens,
+            "tokens": prompt.tokens,
+            "token_strs": texts,
+        }
+    )
 
 
 def _add_health(router: APIRouter, context: ServeContext) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from openautoglm.engine.client import TokenLogprob
+from openautoglm.serve.collect import CollectedList
+from openautoglm.serve.intake import AnswerCharge
 from openautoglm.text.detokenize import Detokenizer
 from openautoglm.text.tokenizer import Tokenizer
 
@@ -14,14 +16,16 @@ _LOWEST = -9999.0
 
 def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
     """Return the `logprobs` object of a chat choice or delta."""
-    content = [
-        {
+    return {"content": list(chat_logprob_entries(tokenizer, logprobs)), "refusal": None}
+
+
+def chat_logprob_entries(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> Iterator[dict[str, object]]:
+    """Yield the entries of that object, one a token."""
+    for entry in logprobs:
+        yield {
             **_chat_token(tokenizer, entry.token, entry.logprob),
             "top_logprobs": [_chat_token(tokenizer, token, logprob) for token, logprob in entry.top],
         }
-        for entry in logprobs
-    ]
-    return {"content": content, "refusal": None}
 
 
 def _chat_token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, object]:
@@ -60,12 +64,19 @@ class CompletionLogprobs:
         }
 
 
-def join_completion_logprobs(parts: Sequence[dict[str, object]]) -> dict[str, object]:
-    """Join the objects of one choice, in order."""
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-    return {name: [item for part in parts for item in _items(part[name])] for name in names}
+class CollectedLogprobs:
+    """The objects of one choice, joined in order."""
 
+    def __init__(self) -> None:
+        self._lists = {name: CollectedList() for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
 
-def _items(value: object) -> list[object]:
-    assert isinstance(value, list)
-    return value
+    def add(self, part: dict[str, object], charge: AnswerCharge) -> None:
+        """Append the next object; raise `OverloadedError` where there is no room for it."""
+        for name, collected in self._lists.items():
+            items = part[name]
+            assert isinstance(items, list)
+            collected.add(items, charge)
+
+    def whole(self) -> dict[str, object]:
+        """Return the joined object."""
+        return {name: collected.raw() for name, collected in self._lists.items()}

@@ -20,10 +20,14 @@ from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.process import EngineProcess
 from openautoglm.families.generation import read_generation_defaults
 from openautoglm.log import ROOT_LOGGER_NAME, get_logger
+from openautoglm.memory.allocator import bound_allocator, trim_allocator
+from openautoglm.memory.requests import TEMPLATE_BYTES, RequestSpace, request_space
 from openautoglm.planner.explain import plan_table
 from openautoglm.progress import ProgressCallback
 from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.drain import Drain
+from openautoglm.serve.intake import Intake
 from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
@@ -32,10 +36,16 @@ from openautoglm.serve.supervise import keep_running
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
+from openautoglm.text.template_process import TemplateLimits
 from openautoglm.text.tokenizer import Tokenizer
 
 _KEEP_ALIVE_SECONDS = 30
 _CLOSE_SECONDS = 3
+_TRIM_SECONDS = 2.0
+# Messages are not the operator's: rendering them must stay within what the plan left for it.
+_TEMPLATE_LIMITS = TemplateLimits(memory_bytes=TEMPLATE_BYTES)
+# Requests that are being read or refused beside those that the engine has taken.
+_SPARE_REQUESTS = 32
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
 _logger = get_logger(__name__)
@@ -54,6 +64,7 @@ def serve(
     planning and loading raise.
     """
     check_bind(options.host, options.api_key)
+    bound_allocator()
     # Until the server runs, SIGTERM ends it like Ctrl-C does: nothing is left behind.
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -72,7 +83,8 @@ def serve(
             _tell("\n" + description.plan_table.rpartition("\n\n")[2])
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
-            return asyncio.run(_run(options, listener, process, tokenizer, template, sampling, description))
+            space = request_space(prepared.plan.breakdown.headroom_bytes)
+            return asyncio.run(_run(options, listener, process, tokenizer, template, sampling, description, space))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -97,7 +109,7 @@ def _open_text(prepared: Prepared, progress: ProgressCallback | None) -> tuple[T
     tokenizer = Tokenizer.from_directory(directory)
     tokenizer.check_vocabulary(prepared.spec.vocab_size)
     sampling = default_sampling(read_generation_defaults(directory, prepared.config))
-    return tokenizer, ChatTemplate.from_directory(directory), sampling
+    return tokenizer, ChatTemplate.from_directory(directory, limits=_TEMPLATE_LIMITS), sampling
 
 
 async def _run(
@@ -108,10 +120,11 @@ async def _run(
     template: ChatTemplate,
     sampling: SamplingParams,
     description: EngineDescription,
+    space: RequestSpace,
 ) -> int:
     names = options.model_names or _default_names(options.engine.model, description.model)
     context = ServeContext(
-        client=process.client(),
+        client=process.client(max_unread_bytes=space.event_bytes),
         description=description,
         tokenizer=tokenizer,
         template=template,
@@ -120,10 +133,12 @@ async def _run(
             model_names=names,
             api_key_digest=None if options.api_key is None else key_digest(options.api_key),
             admin_key_digest=None if options.admin_key is None else key_digest(options.admin_key),
-            max_body_bytes=options.max_body_bytes,
+            max_body_bytes=space.max_body_bytes,
+            max_requests=description.max_running_requests + description.max_queued_requests + _SPARE_REQUESTS,
             strict=options.engine.strict,
         ),
         metrics=Metrics(names[0]),
+        intake=Intake(space),
     )
     try:
         return await _serve_until_stopped(context, listener, process, options.drain_seconds)
@@ -144,6 +159,7 @@ async def _serve_until_stopped(
     server = _Server(context, drain_seconds)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))
+    trimming = asyncio.create_task(_trim_when_idle(context.drain))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
@@ -158,7 +174,18 @@ async def _serve_until_stopped(
         return 1 if engine_lost else 0
     finally:
         watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        trimming.cancel()
+        await asyncio.gather(watching, trimming, return_exceptions=True)
+
+
+async def _trim_when_idle(drain: Drain) -> None:
+    """Give freed memory back to the system when requests have ended and none is under way."""
+    num_trimmed = 0
+    while True:
+        await asyncio.sleep(_TRIM_SECONDS)
+        if drain.num_active == 0 and drain.num_entered != num_trimmed:
+            num_trimmed = drain.num_entered
+            await asyncio.to_thread(trim_allocator)
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from openautoglm.engine.record import RequestRecord
 from openautoglm.errors import ConfigError, InvalidRequestError
-from openautoglm.serve.body import read_json
+from openautoglm.serve.body import body_bytes, read_json
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
@@ -32,7 +32,8 @@ def memory_routes(context: ServeContext) -> APIRouter:
     @router.post("/admin/memory", openapi_extra=body_of(MemoryBody))
     async def set_memory(request: Request) -> Response:
         """Announce a new budget; the answer shows how far it is met already."""
-        body = parse(MemoryBody, await read_json(request, context.settings))
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            body = parse(MemoryBody, await read_json(request, context.settings, charge))
         return json_response(await context.client.memory(_budget_bytes(body.memory)))
 
     @router.get("/v1/requests/{request_id}/explain")

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from openautoglm.log import get_logger
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
-from openautoglm.serve.replies import SERVER_ERROR, ErrorReply, internal_reply
+from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply
 
 # Open without a key, and still answered while the server drains. Routes match the same string.
 OPEN_PATHS = frozenset({"/health"})
@@ -88,6 +88,15 @@ class Edge:
                 type=SERVER_ERROR,
                 code="draining",
                 headers=(("Retry-After", str(_DRAIN_RETRY_SECONDS)),),
+            )
+        if path not in _UNCOUNTED_PATHS and self._context.drain.num_active >= self._context.settings.max_requests:
+            return ErrorReply(
+                status=429,
+                message=f"{self._context.settings.max_requests} requests are under way, which is the limit: try again "
+                "later",
+                type=OVERLOADED,
+                code="overloaded",
+                headers=(("Retry-After", "1"),),
             )
         return None
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openautoglm.engine.options import EngineOptions
-from openautoglm.units import MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +23,5 @@ class ServeOptions:
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
     model_names: tuple[str, ...] = ()
-    max_body_bytes: int = 8 * MIB
     drain_seconds: float = 30.0
     receipt_file: Path | None = None

@@ -20,6 +20,7 @@ from openautoglm.errors import (
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+OVERLOADED = "overloaded_error"
 _ENGINE_RETRY_SECONDS = 5
 
 
@@ -78,7 +79,7 @@ def reply_for(error: Exception) -> ErrorReply | None:
         return ErrorReply(
             status=error.http_status,
             message=str(error),
-            type="overloaded_error",
+            type=OVERLOADED,
             code="memory_pressure" if isinstance(error, MemoryPressureError) else "overloaded",
             headers=(("Retry-After", str(seconds)),),
         )

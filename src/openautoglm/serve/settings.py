@@ -16,6 +16,7 @@ class EdgeSettings:
     """Names, keys and limits. `api_key_digest` is SHA-256 of the key; the key itself is not kept. `admin_key_digest`
     is that of the key for /admin; without one these routes are refused.
 
+    `max_requests` are under way at once, `client_seconds` is how long a client may take nothing of its stream.
     `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it. A `strict` server
     refuses what it would otherwise do differently than asked, and say so.
     """
@@ -23,7 +24,8 @@ class EdgeSettings:
     model_names: tuple[str, ...]
     api_key_digest: bytes | None = None
     admin_key_digest: bytes | None = None
-    max_body_bytes: int = 8 * MIB
+    max_body_bytes: int = MIB
+    max_requests: int = 512
     max_json_depth: int = 64
     max_prompts: int = 64
     max_choices: int = 128
@@ -31,6 +33,7 @@ class EdgeSettings:
     ping_seconds: float = 10.0
     status_seconds: float = 2.0
     stalled_seconds: float = 10.0
+    client_seconds: float = 60.0
     strict: bool = False
 
     def accepts_key(self, key: str | None) -> bool:

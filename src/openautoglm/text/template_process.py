@@ -33,7 +33,7 @@ class TemplateLimits:
 
     Processor time is what a template is judged by, so that a busy machine fails no request; the wall clock is only
     there for a worker that is stuck or stopped. The output may be longer than `output_chars` only as far as the
-    messages themselves are (twice their length).
+    messages themselves are (twice their length). `memory_bytes` is what the worker may take above what it takes idle.
     """
 
     cpu_seconds: float = 2.0

@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import jinja2
@@ -118,6 +119,12 @@ def _short(error: Exception) -> str:
     return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + "…"
 
 
+def _private_bytes() -> int:
+    """Return what RLIMIT_DATA limits, as it is now: VmData of proc(5)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+
+
 class Worker:
     """Answers render requests until its input ends, which is also how it dies with its parent."""
 
@@ -126,8 +133,9 @@ class Worker:
         self._cpu_seconds: float = first_frame["cpu_seconds"]
         self._environment = _environment()
         self._compiled: dict[str, jinja2.Template] = {}
-        memory_bytes: int = first_frame["memory_bytes"]
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        # Private memory alone: it is what the budget counts, and the address space of libraries says nothing of it.
+        most_bytes = _private_bytes() + first_frame["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
