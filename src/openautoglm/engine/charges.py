@@ -1,9 +1,6 @@
-"""`RequestCharges`: what requests take in the engine's process beside their blocks, charged before they are made."""
+"""`RequestCharges`: what requests take in the engine's process beside their blocks, charged while they live."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.errors import InvalidRequestError, OutOfMemoryError, OverloadedError
@@ -25,9 +22,8 @@ class RequestCharges:
         self._context_tokens = context_tokens
         self._held: dict[str, Reservation] = {}
 
-    @contextmanager
-    def charged(self, generation: GenerationRequest) -> Iterator[None]:
-        """Charge a request at its largest; a block that raises gives it back, else `release` does.
+    def take(self, generation: GenerationRequest) -> None:
+        """Charge a request at its largest until `release`.
 
         Raises `OverloadedError` where it finds no room now and `InvalidRequestError` where it never could.
         """
@@ -48,11 +44,6 @@ class RequestCharges:
                 "the requests that run or wait fill the memory there is for them: try again later",
                 retry_after_seconds=_RETRY_SECONDS,
             ) from error
-        try:
-            yield
-        except BaseException:
-            self.release(name)
-            raise
 
     def release(self, request_id: str) -> None:
         """Give back what a request was charged, if anything."""

@@ -134,26 +134,24 @@ class Engine:
                 retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
             )
         now = self._clock()
-        with self._charges.charged(generation):
-            request = make_request(
-                generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now
+        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now)
+        if request.max_blocks > self._pool.num_blocks:
+            raise OverloadedError(
+                f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
+                f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
+                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
             )
-            if request.max_blocks > self._pool.num_blocks:
-                raise OverloadedError(
-                    f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
-                    f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
-                    retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
-                )
-            if self._gate.hopeless(request, now):
-                raise DeadlineError(
-                    f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
-                    f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
-                )
-            self._num_arrivals += 1
-            self._prompt_tokens += request.num_prompt_tokens
-            self._requests[request.request_id] = request
-            self._gate.add(request)
-            self._scheduler.add(request)
+        if self._gate.hopeless(request, now):
+            raise DeadlineError(
+                f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
+                f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
+            )
+        self._charges.take(generation)
+        self._num_arrivals += 1
+        self._prompt_tokens += request.num_prompt_tokens
+        self._requests[request.request_id] = request
+        self._gate.add(request)
+        self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request: its blocks are free at once, the next step reports "abort" for each unfinished choice."""
