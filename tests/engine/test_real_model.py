@@ -15,6 +15,7 @@ import pytest
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
 from openautoglm.engine.engine import Engine
+from openautoglm.engine.explain import HISTORY_BYTES
 from openautoglm.engine.process import EngineProcess
 from openautoglm.errors import OutOfMemoryError, UnsupportedModelError
 from openautoglm.progress import Progress
@@ -216,13 +217,18 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
     planned = opened.plan.breakdown
     assert opened.ledger.usage() == {
         "runtime": planned.runtime_bytes,
-        "headroom": planned.headroom_bytes,
+        "request history": HISTORY_BYTES,
+        "headroom": planned.headroom_bytes - HISTORY_BYTES,
         "weights": planned.weight_bytes,
         "KV pool": planned.kv_bytes,
         "workspace": planned.workspace_bytes,
     }
     opened.engine.close()
-    assert opened.ledger.usage() == {"runtime": planned.runtime_bytes, "headroom": planned.headroom_bytes}
+    assert opened.ledger.usage() == {
+        "runtime": planned.runtime_bytes,
+        "request history": HISTORY_BYTES,
+        "headroom": planned.headroom_bytes - HISTORY_BYTES,
+    }
 
 
 def test_a_load_beyond_its_budget_is_refused_before_it_is_taken() -> None:

@@ -64,7 +64,7 @@ def test_a_request_in_the_engine(tokenizer: Tokenizer, num_prompt: int, num_new:
     )
 
     def work() -> Request:
-        request = make_request(generation, LIMITS, tokenizer, arrival=0)
+        request = make_request(generation, LIMITS, tokenizer, arrival=0, now_seconds=0.0)
         for sequence in request.sequences:
             for token in range(num_new):
                 sequence.append(token % 300 + 50)

@@ -164,7 +164,8 @@ def _open_ledger(plan: Plan) -> Ledger:
     ledger = Ledger(plan.budget_bytes)
     ledger.reserve("runtime", plan.breakdown.runtime_bytes)
     ledger.reserve("request history", HISTORY_BYTES)
-    ledger.reserve("headroom", plan.breakdown.headroom_bytes)
+    # The history is a part of what requests take, and so of the headroom.
+    ledger.reserve("headroom", plan.breakdown.headroom_bytes - HISTORY_BYTES)
     return ledger
 
 

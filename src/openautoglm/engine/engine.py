@@ -197,7 +197,7 @@ class Engine:
         """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused."""
         try:
             return self._executor.submit(build_batch(schedule, num_groups=self._num_groups)).result()
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, MemoryError) as error:
             _log.warning("a step of %d tokens ran out of memory, trying a smaller one: %s", schedule.num_tokens, error)
             if not self._scheduler.shrink(schedule):
                 self._end_request(schedule.rows[0].sequence.request, "error", f"out of memory: {error}")

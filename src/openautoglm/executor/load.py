@@ -76,7 +76,7 @@ def load_model(
     features = unsupported_features(spec)
     if features:
         raise UnsupportedModelError(f"this model cannot run here: it has {', '.join(features)}", features=features)
-    with ExitStack() as charges:
+    with ExitStack() as charges, _named_allocation("the load's own bookkeeping"):
 
         def charge(name: str, num_bytes: int) -> Reservation | None:
             return None if ledger is None else charges.enter_context(ledger.reserve(name, num_bytes))
