@@ -1,8 +1,8 @@
 """Bytes of the memory that a step works in: the same sum as src/native/decoder_workspace.cpp, exact by test.
 
-The workspace is set aside whole when a model is loaded and never larger than that, so it is a function of the description, the
-formats and the limits of a step. Layers that no executor runs yet (mixtures of experts, latent and linear attention)
-are priced as what they would need in the same scheme: an estimate.
+The workspace is set aside whole when a model is loaded and never larger than that, so it is a function of the
+description, the formats and the limits of a step. Layers that no executor runs yet (mixtures of experts, latent and
+linear attention) are priced as what they would need in the same scheme: an estimate.
 """
 
 from __future__ import annotations
