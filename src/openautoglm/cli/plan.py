@@ -1,4 +1,4 @@
-"""`openautoglm plan`: what a model will take, before anything is loaded."""
+"""`openautoglm plan`: what a model will take, before anything is loaded; on which devices; and in training."""
 
 from __future__ import annotations
 
@@ -8,21 +8,54 @@ import click
 
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.model_argument import model_argument
+from openautoglm.cli.plan_devices import show_devices, show_models
+from openautoglm.errors import ConfigError
 from openautoglm.spec.goal import Goal
+from openautoglm.units import parse_bytes
 
 
 @click.command("plan")
-@model_argument()
+@model_argument(required=False)
 @goal_options
 @click.option("--server", is_flag=True, help="Plan for serve: the HTTP process beside the engine's.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="SIZE",
+    help="A device of this much memory, such as 24GiB, instead of this machine: what fits it. May be repeated.",
+)
+@click.option("--table", is_flag=True, help="Published models by devices (8 to 80 GiB, or --device); takes no MODEL.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def plan_command(context: click.Context, model: str, goal: Goal, server: bool, as_json: bool) -> None:
+def plan_command(
+    context: click.Context,
+    model: str | None,
+    goal: Goal,
+    server: bool,
+    devices: tuple[str, ...],
+    table: bool,
+    as_json: bool,
+) -> None:
     """Show what MODEL will take in memory: weights, KV cache, workspace, runtime, headroom.
 
     MODEL may also be a config.json file. Only the config and the tensors' headers are read, never weights. What the
     options leave open is chosen and explained. Exit code 3: it does not fit; the nearest plans that do are printed.
     """
+    sizes = tuple(parse_bytes(size) for size in devices)
+    if table:
+        if model is not None:
+            raise ConfigError("--table lists published models: leave MODEL out, or plan MODEL with --device")
+        show_models(sizes, goal, as_json=as_json)
+    elif model is None:
+        raise click.MissingParameter(param_type="argument", param_hint="MODEL", ctx=context)
+    elif devices:
+        show_devices(model, sizes, goal, as_json=as_json)
+    else:
+        _show_plan(context, model, goal, server=server, as_json=as_json)
+
+
+def _show_plan(context: click.Context, model: str, goal: Goal, *, server: bool, as_json: bool) -> None:
     from openautoglm.engine.assemble import prepare
     from openautoglm.engine.options import EngineOptions
     from openautoglm.errors import DoesNotFitError
