@@ -2,11 +2,17 @@
 
 import json
 import platform
+import socket
+import threading
+import time
+from dataclasses import replace
 
 from click.testing import CliRunner
 
 from openautoglm.cli.doctor import doctor_command
+from openautoglm.cli.doctor_checks import NETWORK_SECONDS, disk_speed_finding, network_finding
 from openautoglm.native import _core
+from openautoglm.probe.disk_speed import TRIAL_BYTES, measure_disk_speed
 from openautoglm.probe.memory import probe_memory
 
 
@@ -29,6 +35,10 @@ def test_every_finding_has_advice_and_the_installation_works():
         "compiler",
         "python",
         "packages",
+        "system",
+        "driver",
+        "disk speed",
+        "network",
     }
     assert expected <= set(found)
     assert all(finding["advice"] and finding["found"] for finding in found.values())
@@ -76,3 +86,57 @@ def test_the_table_names_each_finding_and_its_advice():
     lines = text.splitlines()
     assert sum("-> " in line for line in lines) == len(lines) // 2
     assert any(line.startswith("ok") and "native core" in line for line in lines)
+
+
+def test_the_disk_is_tried_and_nothing_stays(tmp_path):
+    speed = measure_disk_speed(tmp_path / "not" / "there" / "yet")
+    assert 0 < speed.num_bytes <= TRIAL_BYTES
+    assert speed.write_bytes_per_second > 0 < speed.read_bytes_per_second
+    assert list(tmp_path.iterdir()) == []
+    found = disk_speed_finding("/proc/nowhere")
+    assert found.status == "warning"
+    assert "cannot be written" in found.found
+
+
+def test_the_network_is_asked_with_an_end(monkeypatch):
+    """A server that answers, one that takes the question and says nothing, and no server at all."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert network_finding().status == "ok"
+        thread.join()
+        started = time.monotonic()
+        silent = network_finding()
+        assert silent.status == "warning"
+        assert time.monotonic() - started < NETWORK_SECONDS + 2
+    assert network_finding().status == "warning"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in network_finding().found
+
+
+def test_training_is_checked_when_it_is_asked_for():
+    found, code = findings("demo", "--for", "train")
+    assert code == 0
+    for method in ("full", "lora", "qlora"):
+        assert found[f"trains with {method}"]["status"] == "ok"
+    assert "torch" in found["packages for training"]["found"]
+    assert not any("train" in name for name in findings("demo")[0])
+
+
+def test_a_disk_without_room_is_a_warning(tmp_path, monkeypatch):
+    from openautoglm.cli import doctor
+    from openautoglm.probe.machine import probe_machine
+
+    machine = probe_machine()
+    small = replace(machine, disk=replace(machine.disk, free_bytes=1 << 20))
+    found = {line.name: line for line in doctor._model_findings("demo", small)}
+    assert found["disk for the model"].status == "warning"
+    assert "HF_HOME" in found["disk for the model"].advice

@@ -7,87 +7,93 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from openautoglm.cli.doctor_checks import (
+    disk_speed_finding,
+    driver_finding,
+    network_finding,
+    system_finding,
+    training_findings,
+)
+from openautoglm.cli.doctor_finding import OK, PROBLEM, WARNING, Finding, finding
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from openautoglm.spec.machine import MachineSpec
+    from openautoglm.spec.plan import Plan
 
 LOW_DISK_BYTES = 20 * GIB
 LOW_MEMORY_BYTES = 2 * GIB
 _PACKAGES = ("openautoglm", "numpy", "tokenizers", "jinja2", "huggingface_hub", "msgspec", "fastapi", "uvicorn")
-_OK, _WARNING, _PROBLEM = "ok", "warning", "problem"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was checked: `status` is "ok", "warning" or "problem"; `advice` says what to do, or nothing."""
-
-    name: str
-    status: str
-    found: str
-    advice: str
 
 
 @click.command("doctor")
 @model_argument(required=False)
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["inference", "train"]),
+    default="inference",
+    show_default=True,
+    help="What the machine is to do.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def doctor_command(context: click.Context, model: str | None, as_json: bool) -> None:
+def doctor_command(context: click.Context, model: str | None, purpose: str, as_json: bool) -> None:
     """Check this machine and this installation, and with MODEL what of it fits here.
 
-    Each finding has a line of advice. Exit code 1 if something does not work.
+    Each finding has a line of advice, and each check an end: the disk is tried and the network asked for a few seconds.
+    Exit code 1 if something does not work.
     """
     from openautoglm.probe.machine import probe_machine
 
     machine = probe_machine()
     findings = [*_machine_findings(machine), *_installation_findings(machine)]
+    findings += [disk_speed_finding(machine.disk.path), network_finding()]
     if model is not None:
-        findings.extend(_model_findings(model))
+        findings.extend(_model_findings(model, machine))
+    if purpose == "train":
+        findings.extend(training_findings(model, min(machine.memory.available_bytes, machine.memory.limit_bytes)))
     if as_json:
-        answer = {"schema_version": 1, "findings": [asdict(finding) for finding in findings]}
+        answer = {"schema_version": 1, "findings": [asdict(line) for line in findings]}
         click.echo(json.dumps(answer, indent=2))
     else:
-        width = max(len(finding.name) for finding in findings)
-        for finding in findings:
-            click.echo(f"{finding.status:<8}{finding.name:<{width}}  {finding.found}")
-            click.echo(f"{'':8}{'':{width}}  -> {finding.advice}")
-    if any(finding.status == _PROBLEM for finding in findings):
+        width = max(len(line.name) for line in findings)
+        for line in findings:
+            click.echo(f"{line.status:<8}{line.name:<{width}}  {line.found}")
+            click.echo(f"{'':8}{'':{width}}  -> {line.advice}")
+    if any(line.status == PROBLEM for line in findings):
         context.exit(1)
-
-
-def _finding(name: str, found: str, advice: str, status: str = _OK) -> Finding:
-    return Finding(name=name, status=status, found=found, advice=advice)
 
 
 def _machine_findings(machine: MachineSpec) -> Iterator[Finding]:
     cpu, disk = machine.cpu, machine.disk
-    yield _finding(
+    yield finding(
         "processor",
         f"{cpu.name} ({cpu.architecture}), {cpu.num_cores} usable core{'s' * (cpu.num_cores != 1)}",
         "compute runs on all of them; --threads leaves some to others"
         if cpu.num_cores > 1
         else "one core serves one reader at most: widen the affinity or the processor quota if there are more",
-        _OK if cpu.num_cores > 1 else _WARNING,
+        OK if cpu.num_cores > 1 else WARNING,
     )
     yield _instruction_sets(machine)
     yield from _memory_findings(machine)
     low_disk = disk.free_bytes < LOW_DISK_BYTES
-    yield _finding(
+    yield finding(
         "disk",
         f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free for {disk.path}",
         "models of several billion parameters will not fit: free some space, or move HF_HOME and XDG_CACHE_HOME"
         if low_disk
         else "enough for models of a few billion parameters",
-        _WARNING if low_disk else _OK,
+        WARNING if low_disk else OK,
     )
     for gpu in machine.gpus:
-        yield _finding(
+        yield finding(
             "accelerator",
             f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.memory_bytes)} free",
             "described only: this version computes on the processor",
@@ -101,37 +107,37 @@ def _instruction_sets(machine: MachineSpec) -> Finding:
         "avx512": "the fastest integer kernels run; bf16 attention takes a slower path",
         "avx2": "kernels without VNNI run: quantised models compute at about a third of the speed",
     }.get(best, "only portable kernels run, many times slower: use a processor with AVX2 or better")
-    return _finding("instruction sets", ", ".join(machine.cpu.isas), advice, _WARNING if best == "scalar" else _OK)
+    return finding("instruction sets", ", ".join(machine.cpu.isas), advice, WARNING if best == "scalar" else OK)
 
 
 def _memory_findings(machine: MachineSpec) -> Iterator[Finding]:
     memory = machine.memory
     low = memory.available_bytes < LOW_MEMORY_BYTES
-    yield _finding(
+    yield finding(
         "memory",
         f"{format_bytes(memory.available_bytes)} of {format_bytes(memory.total_bytes)} available",
         "little is left: close other programs, or plan with a small --memory"
         if low
         else "plans use what is available unless --memory says otherwise",
-        _WARNING if low else _OK,
+        WARNING if low else OK,
     )
     limited = memory.limit_bytes < memory.total_bytes
-    yield _finding(
+    yield finding(
         "control group limit",
         format_bytes(memory.limit_bytes) if limited else "none",
         "plans stay within it; raise the container's limit for larger models" if limited else "all memory may be used",
     )
     huge = memory.transparent_huge_pages in ("always", "madvise")
-    yield _finding(
+    yield finding(
         "huge pages",
         f"transparent, {memory.transparent_huge_pages}",
         "weights and KV cache ask for them"
         if huge
         else "decoding reads memory up to a third slower without: "
         "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
-        _OK if huge else _WARNING,
+        OK if huge else WARNING,
     )
-    yield _finding(
+    yield finding(
         "swap",
         format_bytes(memory.swap_bytes) if memory.swap_bytes else "none",
         "a model that is swapped out decodes at disk speed: keep budgets within memory"
@@ -141,26 +147,28 @@ def _memory_findings(machine: MachineSpec) -> Iterator[Finding]:
 
 
 def _installation_findings(machine: MachineSpec) -> Iterator[Finding]:
+    yield system_finding()
+    yield driver_finding(len(machine.gpus))
     yield _core_finding(machine)
     compiler = _compiler()
-    yield _finding(
+    yield finding(
         "compiler",
         compiler or "none",
         "installing from source works" if compiler else "wheels need none; from source, install g++ 11 or newer",
-        _OK if compiler else _WARNING,
+        OK if compiler else WARNING,
     )
-    yield _finding(
+    yield finding(
         "python",
         f"{platform.python_version()} ({platform.python_implementation()})",
         "supported",
     )
     versions = _package_versions()
     missing = [name for name, version in versions.items() if version is None]
-    yield _finding(
+    yield finding(
         "packages",
         ", ".join(f"{name} {version or 'absent'}" for name, version in versions.items()),
         _packages_advice(missing),
-        _PROBLEM if set(missing) - {"openautoglm"} else _OK,
+        PROBLEM if set(missing) - {"openautoglm"} else OK,
     )
 
 
@@ -174,17 +182,15 @@ def _core_finding(machine: MachineSpec) -> Finding:
     try:
         from openautoglm.native import _core
     except ImportError as error:
-        return _finding(
-            "native core", f"does not load: {error}", "reinstall: pip install --force-reinstall .", _PROBLEM
-        )
+        return finding("native core", f"does not load: {error}", "reinstall: pip install --force-reinstall .", PROBLEM)
     isas = tuple(_core.available_isas())
     if set(isas) == set(machine.cpu.isas):
-        return _finding("native core", f"loads; kernels for {', '.join(isas)}", "OPENAUTOGLM_ISA chooses another set")
-    return _finding(
+        return finding("native core", f"loads; kernels for {', '.join(isas)}", "OPENAUTOGLM_ISA chooses another set")
+    return finding(
         "native core",
         f"loads; kernels for {', '.join(isas)}, the processor has {', '.join(machine.cpu.isas)}",
         "the build or the system leaves some out: rebuild with a newer compiler if speed matters",
-        _WARNING,
+        WARNING,
     )
 
 
@@ -212,7 +218,21 @@ def _package_versions() -> dict[str, str | None]:
     return versions
 
 
-def _model_findings(model: str) -> Iterator[Finding]:
+def _disk_for_model(plan: Plan, machine: MachineSpec) -> Finding:
+    """Say whether the caches have room for a checkpoint and its packed weights."""
+    needed = sum(part.num_bytes for part in plan.breakdown.parts if part.component == "disk")
+    enough = needed <= machine.disk.free_bytes
+    return finding(
+        "disk for the model",
+        f"checkpoint and packed weights take {format_bytes(needed)}, {format_bytes(machine.disk.free_bytes)} are free",
+        "enough, a checkpoint that is here already included"
+        if enough
+        else "free some space, or move the caches (HF_HOME, XDG_CACHE_HOME); --no-cache keeps no packed weights",
+        OK if enough else WARNING,
+    )
+
+
+def _model_findings(model: str, machine: MachineSpec) -> Iterator[Finding]:
     from openautoglm.engine.assemble import prepare
     from openautoglm.engine.options import EngineOptions
     from openautoglm.errors import DoesNotFitError, OpenAutoGLMError
@@ -224,17 +244,19 @@ def _model_findings(model: str) -> Iterator[Finding]:
         try:
             plan = prepare(EngineOptions(model=model, goal=Goal(quant=quant))).plan
         except DoesNotFitError as error:
-            yield _finding(name, "no", f"the nearest that does: {error.suggestions[0]}", _WARNING)
+            yield finding(name, "no", f"the nearest that does: {error.suggestions[0]}", WARNING)
             continue
         except OpenAutoGLMError as error:
-            yield _finding("model", f"cannot be planned: {error}", "nothing of it was loaded", _PROBLEM)
+            yield finding("model", f"cannot be planned: {error}", "nothing of it was loaded", PROBLEM)
             return
+        if quant is NumberFormat.INT8:
+            yield _disk_for_model(plan, machine)
         size = format_bytes(plan.breakdown.total_bytes)
-        yield _finding(
+        yield finding(
             name,
             f"yes: {plan.concurrency} x {plan.context_tokens:,} tokens in {size}",
             f"openautoglm run {plan.model} --quant {quant}"
             if plan.runnable
             else f"planned only, it cannot run yet: {', '.join(plan.unsupported)}",
-            _OK if plan.runnable else _WARNING,
+            OK if plan.runnable else WARNING,
         )

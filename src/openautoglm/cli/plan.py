@@ -9,6 +9,7 @@ import click
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.plan_devices import show_devices, show_models
+from openautoglm.cli.plan_train import show_training, training_options
 from openautoglm.errors import ConfigError
 from openautoglm.spec.goal import Goal
 from openautoglm.units import parse_bytes
@@ -26,6 +27,7 @@ from openautoglm.units import parse_bytes
     help="A device of this much memory, such as 24GiB, instead of this machine: what fits it. May be repeated.",
 )
 @click.option("--table", is_flag=True, help="Published models by devices (8 to 80 GiB, or --device); takes no MODEL.")
+@training_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plan_command(
@@ -35,6 +37,7 @@ def plan_command(
     server: bool,
     devices: tuple[str, ...],
     table: bool,
+    training: dict[str, object],
     as_json: bool,
 ) -> None:
     """Show what MODEL will take in memory: weights, KV cache, workspace, runtime, headroom.
@@ -43,12 +46,18 @@ def plan_command(
     options leave open is chosen and explained. Exit code 3: it does not fit; the nearest plans that do are printed.
     """
     sizes = tuple(parse_bytes(size) for size in devices)
+    if server and (table or training or devices):
+        raise ConfigError("--server means nothing with --table, --train or --device: leave it out")
     if table:
-        if model is not None:
-            raise ConfigError("--table lists published models: leave MODEL out, or plan MODEL with --device")
+        if model is not None or training:
+            raise ConfigError(
+                "--table lists published models: leave MODEL and --train out, or plan MODEL with --device"
+            )
         show_models(sizes, goal, as_json=as_json)
     elif model is None:
         raise click.MissingParameter(param_type="argument", param_hint="MODEL", ctx=context)
+    elif training:
+        show_training(model, training, goal, sizes, as_json=as_json)
     elif devices:
         show_devices(model, sizes, goal, as_json=as_json)
     else:
