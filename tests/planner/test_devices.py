@@ -160,6 +160,13 @@ def test_options_that_mean_nothing_are_refused(arguments, words):
     assert words in str(result.exception)
 
 
+@pytest.mark.parametrize("arguments", [["--device", "8GiB"], ["--train", "full"]])
+def test_settings_of_this_machine_are_no_wish_for_another(arguments):
+    settings_of_files = {"memory": "1GiB", "threads": 2, "objective": "quality"}
+    done = CliRunner().invoke(plan_command, ["demo", *arguments], default_map=settings_of_files)
+    assert done.exit_code == 0, done.output
+
+
 def test_a_plan_needs_a_model():
     result = plan()
     assert result.exit_code == 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 
 import click
+from click.core import ParameterSource
 
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.model_argument import model_argument
@@ -46,6 +49,10 @@ def plan_command(
     options leave open is chosen and explained. Exit code 3: it does not fit; the nearest plans that do are printed.
     """
     sizes = tuple(parse_bytes(size) for size in devices)
+    if training:
+        goal = _typed(context, goal, _FIELDS)
+    elif devices or table:
+        goal = _typed(context, goal, _FIELDS_OF_THIS_MACHINE)
     if server and (table or training or devices):
         raise ConfigError("--server means nothing with --table, --train or --device: leave it out")
     if table:
@@ -62,6 +69,24 @@ def plan_command(
         show_devices(model, sizes, goal, as_json=as_json)
     else:
         _show_plan(context, model, goal, server=server, as_json=as_json)
+
+
+# Options and the goal's fields that they set.
+_FIELDS_OF_THIS_MACHINE = {"memory": "memory_bytes", "threads": "num_threads", "objective": "objective"}
+_FIELDS = {
+    **_FIELDS_OF_THIS_MACHINE,
+    "context": "context_tokens",
+    "chunk": "chunk_tokens",
+    **{name: name for name in ("concurrency", "quant", "group", "activations", "kv", "attention")},
+}
+
+
+def _typed(context: click.Context, goal: Goal, fields: Mapping[str, str]) -> Goal:
+    """Return the goal without those of `fields` that come from settings: these are wishes for this machine's runs."""
+    source = context.get_parameter_source
+    set_here = {field for name, field in fields.items() if source(name) is ParameterSource.DEFAULT_MAP}
+    defaults = {field: getattr(Goal(), field) for field in set_here}
+    return replace(goal, **defaults)
 
 
 def _show_plan(context: click.Context, model: str, goal: Goal, *, server: bool, as_json: bool) -> None:

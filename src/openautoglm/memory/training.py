@@ -133,7 +133,7 @@ def check_setup(spec: ArchSpec, setup: TrainingSetup) -> None:
     if not 0 <= setup.zero <= 3:
         raise ConfigError(f"ZeRO has the stages 0 to 3, got {setup.zero}")
     if setup.zero and setup.num_devices == 1:
-        raise ConfigError(f"ZeRO stage {setup.zero} divides among devices: say how many there are")
+        raise ConfigError(f"ZeRO stage {setup.zero} divides among devices: say how many there are (--num-devices)")
     unknown = [target for target in setup.lora_targets if target not in LORA_TARGETS]
     if unknown or not setup.lora_targets:
         raise ConfigError(f"LoRA targets are some of {', '.join(LORA_TARGETS)}; got {', '.join(unknown) or 'none'}")
