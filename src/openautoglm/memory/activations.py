@@ -124,7 +124,8 @@ def _mixer_bytes(layer: LayerSpec, hidden: int, shape: ActivationShape) -> int:
     match mixer:
         case AttentionSpec():
             query, key = heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-            elements = 2 * query + 2 * key
+            # A window needs a mask, and with one transformers repeats keys and values to as many heads as queries have.
+            elements = 2 * query + 2 * (key if mixer.window is None else query)
             result = query
         case LatentAttentionSpec():
             width = mixer.nope_head_dim + mixer.rope_head_dim
@@ -137,6 +138,8 @@ def _mixer_bytes(layer: LayerSpec, hidden: int, shape: ActivationShape) -> int:
     if isinstance(mixer, AttentionSpec) and mixer.qk_norm is not None:
         kept += _norm_bytes(mixer.head_dim, shape, num_rows=heads)
         kept += _norm_bytes(mixer.head_dim, shape, num_rows=mixer.num_kv_heads)
+    if isinstance(mixer, AttentionSpec) and mixer.window is not None:
+        kept += shape.seq_tokens**2 * item
     if shape.trains_weights:
         kept += shape.num_tokens * hidden * item
     # Attention itself keeps its results, so that what reads them shares them, unless they are copied.

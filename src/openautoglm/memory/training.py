@@ -10,7 +10,7 @@ A step has three moments that may be its peak; states are held through all of th
 
     the loss       all activations, and logits in four forms
     backward       all activations and the head's gradient; at its other end all gradients; a layer's gradients on top
-    the update     all gradients, and copies of the largest tensor
+    the update     all gradients, copies of the largest tensor, and the logits that the step's output still holds
 
 Measured with torch: tests/memory/test_training.py. ZeRO, offload and 8-bit states are arithmetic that was not measured.
 """
@@ -175,7 +175,7 @@ def training_bytes(spec: ArchSpec, setup: TrainingSetup) -> TrainingBytes:
         activations + loss,
         activations + 2 * logits + min(head, gradients) + working,
         gradients + logits + working,
-        gradients + 2 * largest_bytes,
+        gradients + logits + 2 * largest_bytes,
     )
     return TrainingBytes(
         num_parameters=total + (0 if full else trainable),

@@ -108,7 +108,7 @@ def device_table(model: str, options_of: Mapping[int, Sequence[DeviceOption]]) -
     lines = [f"{model} on a device of so much memory (described, not here; {_reserve()})"]
     for device_bytes, options in options_of.items():
         first = options[0]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 "  weights",
                 "KV",
