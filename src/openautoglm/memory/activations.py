@@ -39,7 +39,11 @@ _NORMS = {NormPlacement.PRE: 2, NormPlacement.SANDWICH: 4, NormPlacement.PARALLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationShape:
-    """What the activations of a step depend on; `num_tokens` are all of the batch, `lora_rank` 0 without adapters."""
+    """What the activations of a step depend on; `num_tokens` are all of the batch, `lora_rank` 0 without adapters.
+
+    Models with windows are `masked`: every layer keeps a mask, and transformers then repeats keys and values to as many
+    heads as queries have.
+    """
 
     num_tokens: int
     seq_tokens: int
@@ -48,6 +52,7 @@ class ActivationShape:
     lora_rank: int
     lora_targets: tuple[str, ...]
     checkpointing: bool
+    masked: bool
 
 
 def activation_bytes(spec: ArchSpec, shape: ActivationShape) -> int:
@@ -124,8 +129,7 @@ def _mixer_bytes(layer: LayerSpec, hidden: int, shape: ActivationShape) -> int:
     match mixer:
         case AttentionSpec():
             query, key = heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-            # A window needs a mask, and with one transformers repeats keys and values to as many heads as queries have.
-            elements = 2 * query + 2 * (key if mixer.window is None else query)
+            elements = 2 * query + 2 * (query if shape.masked else key)
             result = query
         case LatentAttentionSpec():
             width = mixer.nope_head_dim + mixer.rope_head_dim
@@ -138,7 +142,7 @@ def _mixer_bytes(layer: LayerSpec, hidden: int, shape: ActivationShape) -> int:
     if isinstance(mixer, AttentionSpec) and mixer.qk_norm is not None:
         kept += _norm_bytes(mixer.head_dim, shape, num_rows=heads)
         kept += _norm_bytes(mixer.head_dim, shape, num_rows=mixer.num_kv_heads)
-    if isinstance(mixer, AttentionSpec) and mixer.window is not None:
+    if isinstance(mixer, AttentionSpec) and shape.masked:
         kept += shape.seq_tokens**2 * item
     if shape.trains_weights:
         kept += shape.num_tokens * hidden * item

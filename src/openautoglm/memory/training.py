@@ -32,7 +32,7 @@ from openautoglm.memory.activations import (
 )
 from openautoglm.memory.shapes import embedding_matrix, layer_vector_elements, norm_elements
 from openautoglm.memory.weights import num_parameters
-from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.arch import ArchSpec, AttentionSpec
 
 _FLOAT = 4
 _BLOCK_8BIT = 256
@@ -161,6 +161,7 @@ def training_bytes(spec: ArchSpec, setup: TrainingSetup) -> TrainingBytes:
         lora_rank=0 if full else setup.lora_rank,
         lora_targets=() if full else setup.lora_targets,
         checkpointing=setup.checkpointing,
+        masked=any(isinstance(layer.mixer, AttentionSpec) and layer.mixer.window for layer in spec.layers),
     )
     shards, stage = setup.num_devices, setup.zero
     largest_bytes = max(rows * columns for rows, columns in tensors) * _FLOAT
