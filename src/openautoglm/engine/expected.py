@@ -30,12 +30,15 @@ class AnswerLengths:
         self._recent.append(num_tokens)
         insort(self._sorted, num_tokens)
 
-    def expect(self, num_generated: int, max_tokens: int, *, quantile: float) -> int | None:
-        """Return the whole length that an answer with `num_generated` tokens will probably have; None if unknown.
+    def expect(
+        self, num_generated: int, max_tokens: int, *, quantile: float, least_answers: int = LEAST_ANSWERS
+    ) -> int | None:
+        """Return the whole length that an answer with `num_generated` tokens will probably have.
 
-        At least one more token and at most `max_tokens`. An answer longer than all before it may go on to the end.
+        At least one more token and at most `max_tokens`; None when fewer than `least_answers` are known. An answer
+        longer than all before it may go on to the end.
         """
-        if len(self._sorted) < LEAST_ANSWERS:
+        if len(self._sorted) < least_answers:
             return None
         begin = bisect_right(self._sorted, num_generated)
         longer = len(self._sorted) - begin

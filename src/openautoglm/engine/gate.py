@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openautoglm.engine.deadlines import DeadlineQueue, StepCosts, late, work_left
+from openautoglm.engine.deadlines import DeadlineQueue, StepCosts, StepPrice, Work, late, work_left
 from openautoglm.engine.expected import AnswerLengths
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Scheduler, Verdict
@@ -61,6 +61,8 @@ class DeadlineGate:
         if price is None or not running:
             return Verdict.START
         works = [work_left(one, self._expected(one)) for one in (*running, sequence)]
+        if self._waits_too_long(sequence, works, price, now_seconds):
+            return Verdict.SKIP
         too_late = late(works, price, now_seconds)
         if len(running) in too_late:
             return Verdict.SKIP
@@ -68,9 +70,29 @@ class DeadlineGate:
             return Verdict.HOLD
         return Verdict.START
 
+    def _waits_too_long(self, sequence: Sequence, works: list[Work], price: StepPrice, now_seconds: float) -> bool:
+        """Whether the blocks that a choice needs will be free too late for it; the last of `works` is its own."""
+        own = works[-1]
+        if own.deadline_seconds is None:
+            return False
+        running, pool = self._scheduler.running, self._scheduler.pool
+        missing = -(-sequence.num_tokens // pool.block_tokens) + len(running) - pool.num_available
+        time_seconds, done_tokens, num_left = now_seconds, 0, len(running)
+        for index in sorted(range(len(running)), key=lambda index: works[index].answer_tokens):
+            if missing <= 0:
+                break
+            work = works[index]
+            time_seconds += work.prompt_tokens * price.prompt_token_seconds
+            time_seconds += (work.answer_tokens - done_tokens) * price.decode_seconds(num_left)
+            done_tokens, num_left = work.answer_tokens, num_left - 1
+            missing -= len(running[index].blocks) + 1
+        time_seconds += own.prompt_tokens * price.prompt_token_seconds
+        return time_seconds + own.answer_tokens * price.decode_seconds(num_left + 1) > own.deadline_seconds
+
     def _expected(self, sequence: Sequence) -> int:
         most = sequence.request.max_new_tokens
         if sequence.request.sampling.ignore_eos:
             return most
-        expected = self._lengths.expect(sequence.num_generated, most, quantile=TIME_QUANTILE)
-        return most if expected is None else expected
+        expected = self._lengths.expect(sequence.num_generated, most, quantile=TIME_QUANTILE, least_answers=1)
+        # Nothing is known yet: nobody is held back or given up for a guess.
+        return sequence.num_generated + 1 if expected is None else expected

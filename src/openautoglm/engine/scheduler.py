@@ -97,7 +97,7 @@ class Scheduler:
         max_running: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool = pool
+        self._pool = self.pool = pool
         self._clock = clock
         self._prefix = PrefixCache(pool)
         self._max_step_tokens = max_step_tokens

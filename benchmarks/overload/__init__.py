@@ -1,0 +1,1 @@
+"""Overload with deadlines: traces, a simulator around the real engine, and clients of a real server."""

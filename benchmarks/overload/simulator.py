@@ -1,0 +1,235 @@
+"""The real engine and scheduler on a clock that a cost model advances, in place of a model.
+
+A reject (a request refused, or one that has not ended by its deadline) is needless when replaying the trace with that
+request admitted, the other rejects absent, meets every deadline. Replays run without deadlines in the engine: nothing
+is held back or given up, and what they need is seen on the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from openautoglm.engine.client import GenerationRequest
+from openautoglm.engine.engine import Engine
+from openautoglm.errors import DeadlineError, OverloadedError
+from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepResult
+from openautoglm.spec.arch import ArchSpec
+from openautoglm.spec.sampling import SamplingParams
+from overload.trace import Arrival
+
+END_TOKEN = 1
+TEXT_TOKEN = 2
+VOCAB_SIZE = 50_000
+IDLE_SECONDS = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What is simulated: sizes of an engine, and seconds of a step: base + prompt tokens + decoding rows."""
+
+    num_blocks: int
+    max_step_tokens: int
+    max_running: int
+    base_seconds: float
+    prompt_token_seconds: float
+    row_seconds: float
+
+
+@dataclass(slots=True)
+class Clock:
+    """Virtual seconds."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    value: StepResult
+
+    def result(self) -> StepResult:
+        return self.value
+
+
+class LetterTokenizer:
+    """Every token reads as one letter."""
+
+    decoder_rules: Mapping[str, object] | None = None
+    special_token_ids: frozenset[int] = frozenset()
+
+    def raw_token(self, token: int) -> str | None:
+        return "a"
+
+
+class PricedExecutor:
+    """Advances the clock by the price of each step. A choice ends at the length that its seed stands for."""
+
+    def __init__(self, server: Server, clock: Clock, lengths: Mapping[int, int]) -> None:
+        self._server = server
+        self._clock = clock
+        self._lengths = np.zeros(max(lengths, default=0) + 1, dtype=np.int64)
+        for seed, length in lengths.items():
+            self._lengths[seed] = length
+        group = CacheGroup(layers=(0,), block_tokens=16, block_bytes=1)
+        self._layout = ExecutorLayout(
+            groups=(group,),
+            num_blocks=server.num_blocks,
+            max_blocks=server.num_blocks,
+            max_step_tokens=server.max_step_tokens,
+            max_step_rows=server.max_running,
+            vocab_size=VOCAB_SIZE,
+        )
+
+    @staticmethod
+    def supports(_spec: ArchSpec) -> tuple[str, ...]:
+        return ()
+
+    def layout(self) -> ExecutorLayout:
+        return self._layout
+
+    def submit(self, batch: StepBatch) -> _Answer:
+        server, rows = self._server, len(batch.row_offsets) - 1
+        self._clock.now += (
+            server.base_seconds + server.prompt_token_seconds * (len(batch.tokens) - rows) + server.row_seconds * rows
+        )
+        sample = batch.sample
+        count = 0 if sample is None else len(sample.seeds)
+        tokens = np.full((count, 1), TEXT_TOKEN, dtype=np.int32)
+        if sample is not None:
+            tokens[sample.positions + 1 >= self._lengths[sample.seeds.astype(np.int64)], 0] = END_TOKEN
+        return _Answer(
+            StepResult(
+                tokens=tokens,
+                num_tokens=np.ones(count, dtype=np.int32),
+                logprobs=np.zeros(count, dtype=np.float32),
+                top_tokens=np.empty((count, 0), dtype=np.int32),
+                top_logprobs=np.empty((count, 0), dtype=np.float32),
+            )
+        )
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert not pairs
+
+    def export_blocks(self, blocks: Sequence[int]) -> bytes:
+        return bytes(len(blocks))
+
+    def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
+        assert len(blocks) == len(data)
+
+    def resize_blocks(self, num_blocks: int) -> int:
+        raise ValueError(num_blocks)
+
+    def limit_step_tokens(self, num_tokens: int) -> int:
+        raise ValueError(num_tokens)
+
+    def trim(self, live_blocks: Sequence[int]) -> int:
+        return 0 * len(live_blocks)
+
+    def determinism(self) -> str:
+        return "priced"
+
+    def close(self) -> None:
+        return
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What came of a trace: when each request ended, and why those that did not count."""
+
+    end_seconds: dict[int, float] = field(default_factory=dict)
+    rejects: dict[int, str] = field(default_factory=dict)
+    num_preemptions: int = 0
+
+
+def play(server: Server, trace: Sequence[Arrival], *, deadlines: bool = True, stop_when_late: bool = False) -> Run:
+    """Run a trace through a new engine. Without `deadlines` the engine knows of none."""
+    clock = Clock()
+    executor = PricedExecutor(server, clock, {one.index: one.answer_tokens for one in trace})
+    engine = Engine(
+        executor, LetterTokenizer(), eos_token_ids=(END_TOKEN,), context_tokens=server.num_blocks * 16,
+        max_running=server.max_running, max_queued=1 << 20, clock=clock,
+    )  # fmt: skip
+    due = {one.index: one.seconds + one.deadline_seconds for one in trace}
+    run, position = Run(), 0
+    while position < len(trace) or engine.has_work:
+        if not engine.has_work:
+            clock.now = max(clock.now, trace[position].seconds)
+        while position < len(trace) and trace[position].seconds <= clock.now:
+            _add(engine, trace[position], run, deadlines=deadlines)
+            position += 1
+        before = clock.now
+        for event in engine.step():
+            if event.finish_reason is None:
+                continue
+            index = int(event.request_id)
+            if event.finish_reason == "error":
+                run.rejects[index] = event.error_kind or "error"
+                continue
+            run.end_seconds[index] = clock.now
+            if clock.now > due[index]:
+                run.rejects[index] = "late"
+                if stop_when_late:
+                    return run
+        if clock.now == before and engine.has_work:
+            clock.now += IDLE_SECONDS
+    run.num_preemptions = engine.scheduler.num_preemptions
+    return run
+
+
+def _add(engine: Engine, arrival: Arrival, run: Run, *, deadlines: bool) -> None:
+    # A prompt of its own for each, so that no prefix is shared.
+    tokens = ((np.arange(arrival.prompt_tokens) * 7919 + arrival.index * 104_729) % (VOCAB_SIZE - 10) + 10).tolist()
+    request = GenerationRequest(
+        request_id=str(arrival.index),
+        prompt_tokens=tuple(tokens),
+        sampling=SamplingParams(max_tokens=arrival.max_tokens, seed=arrival.index),
+        deadline_seconds=arrival.deadline_seconds if deadlines else None,
+    )
+    try:
+        engine.add(request)
+    except (DeadlineError, OverloadedError) as error:
+        run.rejects[arrival.index] = type(error).__name__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A trace's rejects, and which of them were needless."""
+
+    num_requests: int
+    rejects: Mapping[int, str]
+    needless: tuple[int, ...]
+    num_preemptions: int
+
+    @property
+    def needless_share(self) -> float:
+        """Needless rejects, of all requests."""
+        return len(self.needless) / self.num_requests
+
+
+def judge(server: Server, trace: Sequence[Arrival]) -> Verdict:
+    """Play a trace, then replay it for each reject."""
+    run = play(server, trace)
+    needless = needless_rejects(server, trace, run.rejects)
+    return Verdict(num_requests=len(trace), rejects=run.rejects, needless=needless, num_preemptions=run.num_preemptions)
+
+
+def needless_rejects(server: Server, trace: Sequence[Arrival], rejects: Mapping[int, str]) -> tuple[int, ...]:
+    """Return the rejects that could have been admitted with every deadline met."""
+    found = []
+    for index in rejects:
+        admitted = [one for one in trace if one.index == index or one.index not in rejects]
+        if not play(server, admitted, deadlines=False, stop_when_late=True).rejects:
+            found.append(index)
+    return tuple(found)
+
+
+def capacity(server: Server, trace: Sequence[Arrival]) -> float:
+    """Return requests per second that the server ends when all of a trace waits from the start."""
+    together = [replace(one, seconds=0.0) for one in trace]
+    run = play(server, together, deadlines=False)
+    return len(trace) / max(run.end_seconds.values())
