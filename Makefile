@@ -40,6 +40,7 @@ native-tests: $(VENV)/.installed-test
 	build/sanitize-address,undefined/native_tests
 	build/sanitize-thread/native_tests decoder
 	build/sanitize-thread/native_tests thread_pool
+	build/sanitize-thread/native_tests weight_stream
 
 build/sanitize-%/native_tests: $(NATIVE_SOURCES)
 	$(BIN)/cmake -S . -B build/sanitize-$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

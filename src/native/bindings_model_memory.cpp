@@ -8,6 +8,7 @@
 #include "kv_pool.h"
 #include "model_weights.h"
 #include "thread_pool.h"
+#include "weight_stream.h"
 
 using namespace nb::literals;
 using namespace oag;
@@ -15,16 +16,28 @@ using namespace oag;
 namespace {
 
 using ShapeTuple = std::tuple<int, int64_t, int64_t, int>;
+using StreamedTuple = std::tuple<uint64_t, size_t, std::vector<uint32_t>>;
 
-std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples) {
+std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples, const std::vector<bool>& on_disk) {
   std::vector<MatrixShape> shapes;
   for (const auto& [format, outputs, inputs, group] : tuples) {
     if (format < 0 || format > static_cast<int>(WeightFormat::kNf4))
       throw std::invalid_argument("unknown weight format");
-    shapes.push_back({static_cast<WeightFormat>(format), outputs, inputs, group});
+    const size_t index = shapes.size();
+    shapes.push_back({static_cast<WeightFormat>(format), outputs, inputs, group,
+                      index < on_disk.size() && on_disk[index]});
   }
   return shapes;
 }
+
+void open_stream(WeightStore& store, int descriptor, bool direct, std::string name, int num_readers,
+                 size_t slice_bytes, const std::vector<StreamedTuple>& tuples) {
+  std::vector<StreamedMatrix> order;
+  for (const auto& [file_begin, num_bytes, checksums] : tuples) order.push_back({file_begin, num_bytes, checksums});
+  store.open_stream({descriptor, direct, std::move(name), num_readers, slice_bytes}, std::move(order));
+}
+
+using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 int64_t pack(WeightStore& store, int64_t index, int64_t row_begin, int64_t row_step,
              const nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows) {
@@ -47,6 +60,15 @@ int64_t pack(WeightStore& store, int64_t index, int64_t row_begin, int64_t row_s
 }  // namespace
 
 void bind_memory(nb::module_& m) {
+  nb::exception<StreamError>(m, "WeightStreamError");
+  m.def(
+      "probe_stream",
+      [](int descriptor, bool direct, std::string name, int num_readers, uint64_t file_bytes, double seconds) {
+        return probe_stream({descriptor, direct, std::move(name), num_readers}, file_bytes, seconds);
+      },
+      "descriptor"_a, "direct"_a, "name"_a, "num_readers"_a, "file_bytes"_a, "seconds"_a,
+      nb::call_guard<nb::gil_scoped_release>(),
+      "Bytes per second at which readers of weights on disk read from a file; closes the descriptor.");
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<int, bool>(), "num_threads"_a, "pin"_a = true, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("num_threads", &ThreadPool::num_threads)
@@ -55,18 +77,32 @@ void bind_memory(nb::module_& m) {
 
   nb::class_<WeightStore>(m, "WeightStore")
       .def("__init__",
-           [](WeightStore* self, std::shared_ptr<ThreadPool> pool, const std::vector<ShapeTuple>& shapes) {
-             new (self) WeightStore(std::move(pool), to_shapes(shapes));
+           [](WeightStore* self, std::shared_ptr<ThreadPool> pool, const std::vector<ShapeTuple>& shapes,
+              const std::vector<bool>& on_disk, size_t ring_bytes) {
+             new (self) WeightStore(std::move(pool), to_shapes(shapes, on_disk), ring_bytes);
            },
-           "pool"_a, "shapes"_a)
+           "pool"_a, "shapes"_a, "on_disk"_a = std::vector<bool>(), "ring_bytes"_a = 0)
       .def("pack_rows", pack, "index"_a, "row_begin"_a, "row_step"_a, "rows"_a)
       .def("matrix_bytes", &WeightStore::matrix_bytes, "index"_a)
       .def("rows_packed", &WeightStore::rows_packed, "index"_a)
       .def("arena",
            [](nb::handle_t<WeightStore> self) {
              auto& store = nb::cast<WeightStore&>(self);
-             return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(store.arena(), {store.packed_bytes()}, self);
+             return ByteArray(store.arena(), {store.packed_bytes()}, self);
            })
+      .def("stage",
+           [](nb::handle_t<WeightStore> self, int64_t index) {
+             auto& store = nb::cast<WeightStore&>(self);
+             return ByteArray(store.stage(index), {store.matrix_bytes(index)}, self);
+           },
+           "index"_a)
+      .def("open_stream", open_stream, "descriptor"_a, "direct"_a, "name"_a, "num_readers"_a, "slice_bytes"_a,
+           "matrices"_a)
+      .def_prop_ro("streamed_bytes",
+                   [](const WeightStore& store) { return store.stream() == nullptr ? 0 : store.stream()->bytes_read(); })
+      .def_prop_ro("stream_waits",
+                   [](const WeightStore& store) { return store.stream() == nullptr ? 0 : store.stream()->num_waits(); })
+      .def_prop_ro("ring_bytes", &WeightStore::ring_bytes)
       .def_prop_ro("packed_bytes", &WeightStore::packed_bytes)
       .def_prop_ro("allocated_bytes", &WeightStore::allocated_bytes);
 

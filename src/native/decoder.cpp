@@ -81,10 +81,14 @@ void Decoder::step(const StepInput& input, const StepOutput& output) {
   if (input.num_tokens == 0) return;
   input_ = &input;
   output_ = &output;
+  failed_ = false;
   plan_attention();
+  WeightStream* stream = weights_->stream();
+  if (stream != nullptr) stream->begin_pass();
   pool_->run([this](int thread) { run_step(thread); });
   input_ = nullptr;
   output_ = nullptr;
+  if (failed_) throw StreamError(stream->failure());
 }
 
 size_t Decoder::limit_step_tokens(int64_t num_tokens) {
@@ -111,19 +115,34 @@ void Decoder::beat() const {
 
 void Decoder::run_step(int thread) {
   embed(thread);
+  if (run_layers(thread)) {
+    run_head(thread);
+  } else if (thread == 0) {
+    failed_ = true;
+  }
+}
+
+bool Decoder::run_layers(int thread) {
   for (size_t index = 0; index < config_.layers.size(); ++index) {
-    const LayerConfig& layer = config_.layers[index];
-    multiply(thread, layer.qkv, normed_rows(thread, layer.qkv, layer.input_norm), bias_of(layer.qkv_bias),
-             Epilogue::kStore, workspace_.wide, layer.qkv_size(), layer.attention_output);
-    attend(thread, layer, kv_offsets_[index]);
-    project(thread, layer.attention_output, workspace_.mixed, layer.output_bias, layer.post_mixer_norm, layer.gate_up);
-    multiply(thread, layer.gate_up, normed_rows(thread, layer.gate_up, layer.pre_mlp_norm), nullptr, Epilogue::kSwiGlu,
-             workspace_.wide, layer.intermediate_size, layer.down);
-    project(thread, layer.down, workspace_.wide, {}, layer.post_mlp_norm,
-            index + 1 < config_.layers.size() ? config_.layers[index + 1].qkv : config_.head);
+    if (!run_layer(thread, index)) return false;
     if (thread == 0) beat();
   }
-  run_head(thread);
+  return true;
+}
+
+bool Decoder::run_layer(int thread, size_t index) {
+  const LayerConfig& layer = config_.layers[index];
+  if (!multiply(thread, layer.qkv, normed_rows(thread, layer.qkv, layer.input_norm), bias_of(layer.qkv_bias),
+                Epilogue::kStore, workspace_.wide, layer.qkv_size(), layer.attention_output))
+    return false;
+  attend(thread, layer, kv_offsets_[index]);
+  if (!project(thread, layer.attention_output, workspace_.mixed, layer.output_bias, layer.post_mixer_norm,
+               layer.gate_up))
+    return false;
+  return multiply(thread, layer.gate_up, normed_rows(thread, layer.gate_up, layer.pre_mlp_norm), nullptr,
+                  Epilogue::kSwiGlu, workspace_.wide, layer.intermediate_size, layer.down) &&
+         project(thread, layer.down, workspace_.wide, {}, layer.post_mlp_norm,
+                 index + 1 < config_.layers.size() ? config_.layers[index + 1].qkv : config_.head);
 }
 
 // Look tokens up and compute the cosines and sines of their positions.
@@ -152,10 +171,15 @@ void Decoder::embed(int thread) {
 }
 
 // out = rows times the matrix, shared out by tiles of outputs and, in prompts, by blocks of rows: the blocks go over a
-// range of tiles one after the other, while it is in the cache. Ends with a barrier.
-void Decoder::multiply(int thread, int64_t index, const Activations& rows, const float* bias, Epilogue epilogue,
+// range of tiles one after the other, while it is in the cache. Ends with a barrier. Weights on disk are waited for.
+bool Decoder::multiply(int thread, int64_t index, const Activations& rows, const float* bias, Epilogue epilogue,
                        float* out, int64_t out_stride, int64_t next) {
-  const Matrix& matrix = weights_->matrix(index);
+  Matrix matrix = weights_->matrix(index);
+  const bool streamed = matrix.data == nullptr;
+  if (streamed) {
+    matrix.data = weights_->stream()->wait(static_cast<size_t>(weights_->stream_position(index)), thread == 0, heartbeat_);
+    if (matrix.data == nullptr) return false;
+  }
   const Panels panels(rows.rows, kernels_.panel_rows);
   const int64_t panels_per_block = kBlockRows / kernels_.panel_rows;
   const int64_t num_blocks = (panels.count + panels_per_block - 1) / panels_per_block;
@@ -178,11 +202,14 @@ void Decoder::multiply(int thread, int64_t index, const Activations& rows, const
   }
   if (rows.rows <= kStreamRows && next >= 0) warm_up(thread, next);
   pool_->barrier();
+  if (streamed && thread == 0) weights_->stream()->release();
+  return true;
 }
 
 // Prefetch the first weights that this thread will read of a matrix: memory works on while threads wait and norm.
 void Decoder::warm_up(int thread, int64_t index) const {
   const Matrix& matrix = weights_->matrix(index);
+  if (matrix.data == nullptr) return;  // on disk: it may not be here yet
   const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs, twin = twin_distance(matrix, 1);
   const int64_t own_tile = (twin > 0 ? twin : num_tiles) * thread / num_threads();
   const uint8_t* own = matrix.data + own_tile * static_cast<int64_t>(matrix.tile_bytes);
@@ -193,13 +220,15 @@ void Decoder::warm_up(int thread, int64_t index) const {
 }
 
 // Add a block's output product to the residual stream: directly, or normed first in sandwich layers.
-void Decoder::project(int thread, int64_t index, const float* source, const std::vector<float>& bias,
+bool Decoder::project(int thread, int64_t index, const float* source, const std::vector<float>& bias,
                       const NormConfig& post_norm, int64_t next) {
   const bool sandwich = post_norm.present();
-  multiply(thread, index, plain_rows(thread, index, source), bias_of(bias),
-           sandwich ? Epilogue::kStore : Epilogue::kAdd, sandwich ? workspace_.branch : workspace_.hidden,
-           config_.hidden_size, next);
+  if (!multiply(thread, index, plain_rows(thread, index, source), bias_of(bias),
+                sandwich ? Epilogue::kStore : Epilogue::kAdd, sandwich ? workspace_.branch : workspace_.hidden,
+                config_.hidden_size, next))
+    return false;
   if (sandwich) add_branch(thread, post_norm);
+  return true;
 }
 
 }  // namespace oag

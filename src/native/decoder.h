@@ -69,17 +69,20 @@ class Decoder {
   // A counter that a step advances once per layer; nullptr for none. It must outlive the decoder or be reset.
   void set_heartbeat(uint64_t* heartbeat) { heartbeat_ = heartbeat; }
 
-  // Throws std::invalid_argument, before anything is written, for a batch that breaks the rules above.
+  // Throws std::invalid_argument, before anything is written, for a batch that breaks the rules above, and StreamError
+  // where weights on disk cannot be read: then the rows' keys and values are not complete, and the next step may pass.
   void step(const StepInput& input, const StepOutput& output);
 
  private:
-  // ---- decoder.cpp ----
+  // ---- decoder.cpp; false, for every thread alike: weights on disk could not be read, and the step is over ----
+  bool run_layers(int thread);
+  bool run_layer(int thread, size_t index);
   void run_step(int thread);
   void embed(int thread);
-  void project(int thread, int64_t matrix, const float* source, const std::vector<float>& bias,
+  bool project(int thread, int64_t matrix, const float* source, const std::vector<float>& bias,
                const NormConfig& post_norm, int64_t next);
   // `next`: the matrix of the product after this one, -1 for none.
-  void multiply(int thread, int64_t matrix, const Activations& rows, const float* bias, Epilogue epilogue, float* out,
+  bool multiply(int thread, int64_t matrix, const Activations& rows, const float* bias, Epilogue epilogue, float* out,
                 int64_t out_stride, int64_t next);
   void warm_up(int thread, int64_t matrix) const;
   void beat() const;
@@ -122,6 +125,7 @@ class Decoder {
   int64_t num_items_ = 0, num_runs_ = 0;
   int32_t num_splits_ = 1;       // parts of each row's attention; 1 = none
   int64_t partition_slots_ = 0;  // slots per row and kv head of a split step
+  bool failed_ = false;          // written by thread 0
   bool fused_ = false;      // a row's keys are stored by the thread that attends to them
 };
 

@@ -61,6 +61,21 @@ void check_layer(const LayerConfig& layer, const DecoderConfig& config, const We
   check_bias(layer.output_bias, "attention_output_bias", config.hidden_size);
 }
 
+// Weights on disk come in one order, and all of them: the layers' matrices, as a step uses them.
+void check_stream(const DecoderConfig& config, const WeightStore& weights) {
+  require(weights.stream_position(config.embedding) < 0 && weights.stream_position(config.head) < 0,
+          "embedding and head must be in memory");
+  int64_t expected = 0;
+  for (const LayerConfig& layer : config.layers)
+    for (const int64_t index : {layer.qkv, layer.attention_output, layer.gate_up, layer.down}) {
+      const int64_t position = weights.stream_position(index);
+      require(position < 0 || position == expected, "matrix ", index, " is read from disk as number ", position,
+              ", but used as number ", expected);
+      expected += position >= 0;
+    }
+  require((expected > 0) == (weights.stream() != nullptr), "weights on disk need an open stream");
+}
+
 // Check that every block that a row reads or writes is one of the pool's.
 void check_blocks(const StepInput& input, int64_t row, const KvPool& kv, int64_t least_window) {
   const int64_t first = input.positions[input.row_offsets[row]];
@@ -113,6 +128,7 @@ void check_config(const DecoderConfig& config, const WeightStore& weights, const
                 attention_scratch_limit(layer.head_dim),
             "the kernels need more attention scratch than the workspace sets aside");
   }
+  check_stream(config, weights);
   require(kernels.gemm_scratch_bytes() <= kGemmScratchBytes,
           "the kernels need more product scratch than the workspace sets aside");
   require(kv.block_bytes() == kv_block_bytes(config),

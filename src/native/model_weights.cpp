@@ -1,7 +1,10 @@
 #include "model_weights.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <stdexcept>
@@ -33,7 +36,7 @@ size_t total_bytes(const std::vector<MatrixShape>& shapes) {
     const size_t tile = packed_tile_bytes(shape.format, shape.num_inputs, shape.group);
     const size_t tiles = static_cast<size_t>(num_tiles(shape.num_outputs));
     if (tiles > (std::numeric_limits<size_t>::max() / 2 - total) / tile) throw std::bad_alloc();
-    total += tiles * tile;
+    if (!shape.on_disk) total += tiles * tile;
   }
   return total;
 }
@@ -42,8 +45,12 @@ size_t value_bytes(SourceType type) { return type == SourceType::kF32 ? 4 : 2; }
 
 }  // namespace
 
-WeightStore::WeightStore(std::shared_ptr<ThreadPool> pool, const std::vector<MatrixShape>& shapes)
-    : pool_(std::move(pool)), packed_bytes_(total_bytes(shapes)), memory_(packed_bytes_), rows_packed_(shapes.size()) {
+WeightStore::WeightStore(std::shared_ptr<ThreadPool> pool, const std::vector<MatrixShape>& shapes, size_t ring_bytes)
+    : pool_(std::move(pool)),
+      packed_bytes_(total_bytes(shapes)),
+      memory_(packed_bytes_),
+      ring_(ring_bytes),
+      rows_packed_(shapes.size()) {
   matrices_.reserve(shapes.size());
   size_t offset = 0;
   for (const MatrixShape& shape : shapes) {
@@ -53,10 +60,34 @@ WeightStore::WeightStore(std::shared_ptr<ThreadPool> pool, const std::vector<Mat
     matrix.k = shape.num_inputs;
     matrix.group = shape.group;
     matrix.tile_bytes = packed_tile_bytes(shape.format, shape.num_inputs, shape.group);
-    matrix.data = memory_.data() + offset;
-    offset += matrix.tile_bytes * static_cast<size_t>(num_tiles(shape.num_outputs));
+    matrix.data = shape.on_disk ? nullptr : memory_.data() + offset;
+    if (!shape.on_disk) offset += matrix.tile_bytes * static_cast<size_t>(num_tiles(shape.num_outputs));
+    stream_positions_.push_back(shape.on_disk ? num_streamed_++ : -1);
     matrices_.push_back(matrix);
   }
+}
+
+uint8_t* WeightStore::stage(int64_t index) {
+  if (stream_position(index) < 0 || stream_ != nullptr || matrix_bytes(index) > ring_.size())
+    throw std::invalid_argument("matrix " + std::to_string(index) + " of " + std::to_string(matrix_bytes(index)) +
+                                " bytes cannot be staged in a ring of " + std::to_string(ring_.size()));
+  staged_ = index;
+  std::memset(ring_.data(), 0, matrix_bytes(index));
+  return ring_.data();
+}
+
+void WeightStore::open_stream(const StreamSource& source, std::vector<StreamedMatrix> order) {
+  bool fits = stream_ == nullptr && static_cast<int64_t>(order.size()) == num_streamed_;
+  for (int64_t index = 0; fits && index < num_matrices(); ++index) {
+    const int64_t position = stream_position(index);
+    fits = position < 0 || order[static_cast<size_t>(position)].num_bytes == matrix_bytes(index);
+  }
+  if (!fits) {
+    close(source.descriptor);
+    throw std::invalid_argument("the stream's matrices are not those that the store has on disk");
+  }
+  staged_ = -1;
+  stream_ = std::make_unique<WeightStream>(source, std::move(order), ring_);
 }
 
 size_t WeightStore::matrix_bytes(int64_t index) const {
@@ -70,7 +101,9 @@ int64_t WeightStore::pack(int64_t index, int64_t row_begin, int64_t row_step, in
       (count > 0 && row_begin + (count - 1) * row_step >= target.n))
     throw std::out_of_range(std::to_string(count) + " rows from " + std::to_string(row_begin) + " in steps of " +
                             std::to_string(row_step) + " are not rows of a matrix of " + std::to_string(target.n));
-  auto* data = const_cast<uint8_t*>(target.data);  // the store owns these bytes
+  if (target.data == nullptr && staged_ != index)
+    throw std::invalid_argument("matrix " + std::to_string(index) + " is on disk: stage it before it is packed");
+  auto* data = target.data == nullptr ? ring_.data() : const_cast<uint8_t*>(target.data);  // the store owns these bytes
   const auto* bytes = static_cast<const uint8_t*>(source);
   const size_t row_bytes = static_cast<size_t>(target.k) * value_bytes(type);
   constexpr int64_t kNone = std::numeric_limits<int64_t>::max();

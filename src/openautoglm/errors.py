@@ -23,7 +23,8 @@
     │   └── MemoryPressureError      memory is being taken away from the server (HTTP 503)
     ├── DeadlineError            a request cannot end, or has not ended, by its deadline (HTTP 504)
     └── EngineError              the engine failed or is gone (HTTP 5xx)
-        └── StepRefusedError         the executor refused a batch before computing anything of it
+        ├── StepRefusedError         the executor refused a batch before computing anything of it
+        └── WeightReadError          weights that stay on disk could not be read: the step's requests end
 
 Every message says what was wrong, what was expected, and what to do.
 """
@@ -164,3 +165,7 @@ class EngineError(OpenAutoGLMError):
 
 class StepRefusedError(EngineError):
     """The executor refused a batch before computing anything; it still runs, and other batches may pass."""
+
+
+class WeightReadError(EngineError):
+    """Weights that stay on disk could not be read, or are damaged: the step is lost, later ones may pass."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from openautoglm.errors import ConfigError, OpenAutoGLMError
 from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.spec.goal import Objective
+from openautoglm.spec.offload import OffloadMode, parse_placement
 from openautoglm.units import parse_bytes
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
@@ -97,6 +98,12 @@ def _switch(value: str | int) -> bool:
     return str(value).lower() == "true"
 
 
+def _placement(value: str | int) -> str:
+    text = _text(value)
+    parse_placement(text)
+    return text
+
+
 _MANY = 1 << 30
 SETTINGS = (
     SettingSpec(name="memory", default=None, check=_size, help="Memory budget of the whole process tree."),
@@ -127,6 +134,14 @@ SETTINGS = (
         help="Arithmetic of attention.",
     ),
     SettingSpec(name="threads", default=None, check=_integer(1, 4096), help="Compute threads (usable cores)."),
+    SettingSpec(
+        name="offload",
+        default=OffloadMode.AUTO.value,
+        check=_one_of(*(mode.value for mode in OffloadMode)),
+        help="When layers may stay on disk.",
+    ),
+    SettingSpec(name="place", default=None, check=_placement, help="Layers that stay on disk, or in memory."),
+    SettingSpec(name="offload_dir", default=None, check=_text, help="Directory of weights that stay on disk."),
     SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),
     SettingSpec(name="strict", default=False, check=_switch, help="Whether fallbacks and downgrades are errors."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),

@@ -17,6 +17,7 @@ from openautoglm.errors import ConfigError, DoesNotFitError
 from openautoglm.executor.protocol import CacheGroup, ExecutorLayout
 from openautoglm.spec.formats import ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import OffloadMode
 from openautoglm.units import MIB
 from tests.planner.models import SMALL
 
@@ -80,7 +81,11 @@ def test_fewer_sequences_where_memory_is_short():
     short = whole.plan.breakdown.total_bytes - 5 * MIB
     assert prepare_bench("demo", replace(goal, memory_bytes=short)).plan.concurrency == 16
     with pytest.raises(DoesNotFitError):
-        prepare_bench("demo", replace(goal, memory_bytes=short, concurrency=32))
+        prepare_bench("demo", replace(goal, memory_bytes=short, concurrency=32, offload=OffloadMode.NONE))
+    on_disk = prepare_bench("demo", replace(goal, memory_bytes=short, concurrency=32)).plan
+    assert on_disk.concurrency == 32
+    assert on_disk.offload is not None
+    assert on_disk.offload.speed is not None
 
 
 def test_a_step_of_random_tokens():

@@ -16,11 +16,11 @@ VECTOR_ELEMENTS = (5, 1, 64)
 DIGEST = bytes(range(16))
 
 
-def make_layout(name: int = 0, *, num_slices: float = 3.5) -> PackedLayout:
+def make_layout(name: int = 0, *, num_slices: float = 3.5, num_matrices: int = 1) -> PackedLayout:
     return PackedLayout(
         key=bytes([name + 1]) * 32,
         vector_elements=VECTOR_ELEMENTS,
-        arena_bytes=int(num_slices * SLICE_BYTES),
+        matrix_bytes=(int(num_slices * SLICE_BYTES),) * num_matrices,
         slice_bytes=SLICE_BYTES,
     )
 
@@ -38,16 +38,29 @@ def make_cache(directory: Path, **settings: int) -> PackedCache:
     return PackedCache(directory=directory, **{"spare_disk_bytes": 0, "min_source_bytes": 0, **settings})
 
 
+def begin(layout: PackedLayout, writer: PackedWriter) -> None:
+    """Hand the matrices of a layout to a writer."""
+    for matrix in split(layout, make_arena(layout)):
+        writer.add_matrix(matrix)
+
+
 def publish(cache: PackedCache, layout: PackedLayout, writer: PackedWriter, source: Path | str = "") -> bool:
+    begin(layout, writer)
     return cache.publish(writer, make_vectors(layout), weights_digest=DIGEST, source=str(source), on_wait=lambda: None)
 
 
 def write(cache: PackedCache, layout: PackedLayout, source: Path | str = "") -> Path:
     """Write a layout's file and return its path."""
-    with cache.writer(layout, make_arena(layout).data) as writer:
+    with cache.writer(layout) as writer:
         assert writer is not None
         assert publish(cache, layout, writer, source)
     return cache.path(layout)
+
+
+def split(layout: PackedLayout, arena: np.ndarray) -> list[memoryview]:
+    """Return the part of each matrix in an arena."""
+    ends = np.cumsum(layout.matrix_bytes)
+    return [arena[end - size : end].data for size, end in zip(layout.matrix_bytes, ends, strict=True)]
 
 
 def read(cache: PackedCache, layout: PackedLayout, *, keep_pages: bool = True) -> tuple[np.ndarray, list[Float32]]:
@@ -59,7 +72,7 @@ def read(cache: PackedCache, layout: PackedLayout, *, keep_pages: bool = True) -
     with reader:
         assert reader.check().weights_digest == DIGEST
         vectors = reader.read_vectors()
-        reader.read_arena(target.data, num_threads=2, keep_pages=keep_pages, on_bytes=heard.append)
+        reader.read_matrices(split(layout, target), num_threads=2, keep_pages=keep_pages, on_bytes=heard.append)
     assert sum(heard) == layout.arena_bytes
     return target, vectors
 

@@ -16,15 +16,15 @@ import pytest
 from openautoglm.checkpoint.packed import PackedCache, default_directory, open_cache
 from openautoglm.checkpoint.packed_format import PackedLayout
 from openautoglm.errors import ConfigError
-from tests.checkpoint.packed_files import is_whole, make_arena, make_cache, make_layout, publish, write
+from tests.checkpoint.packed_files import begin, is_whole, make_cache, make_layout, publish, write
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from tests.checkpoint.packed_files import make_arena, make_cache, make_layout
+from tests.checkpoint.packed_files import begin, make_cache, make_layout
 layout = make_layout()
-with make_cache(Path(sys.argv[1])).writer(layout, make_arena(layout).data) as writer:
-    writer.advance(layout.arena_bytes)
+with make_cache(Path(sys.argv[1])).writer(layout) as writer:
+    begin(layout, writer)
     print("writing", flush=True)
     time.sleep(60)
 """
@@ -62,9 +62,9 @@ def another_writer(cache: PackedCache) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_a_block_that_fails_leaves_nothing(cache: PackedCache, layout: PackedLayout, kind: type[BaseException]) -> None:
     def fail() -> None:
-        with cache.writer(layout, make_arena(layout).data) as writer:
+        with cache.writer(layout) as writer:
             assert writer is not None
-            writer.advance(layout.arena_bytes // 2)
+            begin(layout, writer)
             raise kind
 
     with pytest.raises(kind):
@@ -95,10 +95,7 @@ def test_leftovers_of_a_killed_writer_go_and_those_of_a_living_one_stay(
 
 
 def test_two_writers_at_once_end_with_one_good_file(cache: PackedCache, layout: PackedLayout) -> None:
-    with (
-        cache.writer(layout, make_arena(layout).data) as first,
-        cache.writer(layout, make_arena(layout).data) as second,
-    ):
+    with cache.writer(layout) as first, cache.writer(layout) as second:
         assert first is not None
         assert second is not None
         assert len(files(cache)) == 2
@@ -150,7 +147,7 @@ def test_a_file_that_is_being_read_stays(cache: PackedCache) -> None:
 def test_what_exceeds_the_limit_is_not_written(cache: PackedCache, layout: PackedLayout) -> None:
     write(cache, make_layout(1))
     small = make_cache(cache.directory, max_bytes=layout.file_bytes - 1)
-    with small.writer(layout, make_arena(layout).data) as writer:
+    with small.writer(layout) as writer:
         assert writer is None
     assert is_whole(cache, make_layout(1))
 
@@ -173,7 +170,7 @@ def test_a_disk_with_too_little_room_is_left_alone(
     cache: PackedCache, layout: PackedLayout, caplog: pytest.LogCaptureFixture
 ) -> None:
     greedy = make_cache(cache.directory, spare_disk_bytes=1 << 62)
-    with greedy.writer(layout, make_arena(layout).data) as writer:
+    with greedy.writer(layout) as writer:
         assert writer is None
     assert files(cache) == []
     assert "free" in caplog.text
@@ -185,7 +182,7 @@ def test_a_directory_that_cannot_be_made_is_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = make_cache(tmp_path / place)
-    with cache.writer(layout, make_arena(layout).data) as writer:
+    with cache.writer(layout) as writer:
         assert writer is None
     assert "--no-cache" in caplog.text
 
@@ -199,8 +196,7 @@ from tests.checkpoint.packed_files import *
 layout = make_layout()
 resource.setrlimit(resource.RLIMIT_FSIZE, (layout.arena_begin + 5000, resource.RLIM_INFINITY))
 cache = make_cache(Path(sys.argv[1]))
-with cache.writer(layout, make_arena(layout).data) as writer:
-    writer.advance(layout.arena_bytes)
+with cache.writer(layout) as writer:
     print(publish(cache, layout, writer))
 print(list(cache.directory.iterdir()))
 """

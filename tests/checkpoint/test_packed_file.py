@@ -130,7 +130,7 @@ def test_forged_checksums_are_noticed_while_reading(cache: PackedCache, layout: 
 
 def test_a_flipped_byte_of_the_data_is_noticed(cache: PackedCache, layout: PackedLayout) -> None:
     path = write(cache, layout)
-    begins = [layout.vectors_begin, *(layout.arena_begin + layout.slice_range(i)[0] for i in range(layout.num_slices))]
+    begins = [layout.vectors_begin, *(layout.arena_begin + piece.begin for piece in layout.slices())]
     for position in [*begins, layout.vectors_begin + layout.vectors_bytes - 1, layout.file_bytes - 1]:
         flip(path, position)
         with pytest.raises(PackedFileError, match="checksum"):
@@ -160,7 +160,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(cache: PackedCache, lay
         os.truncate(path, layout.arena_begin + 10)
         target = bytearray(layout.arena_bytes)
         with pytest.raises(PackedFileError, match="truncated"):
-            reader.read_arena(memoryview(target), num_threads=1, keep_pages=True, on_bytes=lambda _: None)
+            reader.read_matrices([memoryview(target)], num_threads=1, keep_pages=True, on_bytes=lambda _: None)
 
 
 def test_noise_is_refused(cache: PackedCache, layout: PackedLayout) -> None:

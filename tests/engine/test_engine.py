@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from openautoglm.engine.client import GenerationRequest
-from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError, StepRefusedError
+from openautoglm.errors import (
+    ContextOverflowError,
+    EngineError,
+    InvalidRequestError,
+    OverloadedError,
+    StepRefusedError,
+    WeightReadError,
+)
 from openautoglm.executor.protocol import StepBatch
 from openautoglm.spec.sampling import SamplingParams
 from tests.engine.history_executor import (
@@ -418,3 +425,21 @@ def test_a_refused_step_ends_the_request_at_fault_alone() -> None:
     for request in requests:
         assert done.outcomes[request.request_id, 0] == isolated(request, 0, context_tokens=512)
     assert {done.outcomes["bad", choice].finish_reason for choice in range(2)} == {"error"}
+
+
+def test_a_step_whose_weights_cannot_be_read_ends_its_requests_and_later_ones_pass() -> None:
+    num_steps = 0
+
+    def lose_one(_: StepBatch) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 3:
+            raise WeightReadError("weights on disk: it ends at byte 7")
+
+    engine = make_engine(HistoryExecutor(64, fail=lose_one))
+    lost = run_all(engine, [make("a", [1, 2, 3], max_tokens=64), make("b", [4, 5], max_tokens=64, n=2)])
+    assert {outcome.finish_reason for outcome in lost.outcomes.values()} == {"error"}
+    engine.integrity_check()
+    assert engine.status().num_running == 0
+    later = make("c", [1, 2, 3])
+    assert run_all(engine, [later]).outcomes["c", 0] == isolated(later, 0, context_tokens=512)

@@ -10,6 +10,7 @@ from openautoglm.errors import DoesNotFitError
 from openautoglm.planner.search import make_plan
 from openautoglm.spec.formats import KV_NUMBERS, NumberFormat
 from openautoglm.spec.goal import Goal, Objective
+from openautoglm.spec.offload import OffloadMode
 from openautoglm.units import GIB, MIB
 from tests.planner.models import GLM_9B, QWEN3_06B, SMALL, decoder, machine
 
@@ -33,7 +34,7 @@ QUALITY_ORDER = ["bf16", "int8", "int4-g32", "int4-g64"]
 
 @st.composite
 def open_goals(draw):
-    """Goals with something left to choose."""
+    """Goals with something left to choose, all weights in memory: objectives promise nothing of layers on disk."""
     return Goal(
         memory_bytes=draw(BUDGETS),
         context_tokens=draw(st.sampled_from([None, None, 1024, 2048])),
@@ -42,6 +43,7 @@ def open_goals(draw):
         kv=draw(st.sampled_from([None, None, *KV_NUMBERS])),
         chunk_tokens=draw(st.sampled_from([None, None, 100])),
         num_threads=2,
+        offload=OffloadMode.NONE,
     )
 
 

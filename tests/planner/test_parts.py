@@ -17,6 +17,7 @@ from openautoglm.planner.search import make_plan
 from openautoglm.probe.page_cache import cached_bytes
 from openautoglm.spec.formats import ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import Placement
 from openautoglm.spec.plan import Component
 from openautoglm.units import GIB, MIB
 from tests.planner.models import GLM_9B, machine
@@ -89,7 +90,7 @@ def small_sources(monkeypatch):
     monkeypatch.setattr("openautoglm.checkpoint.packed.MIN_SOURCE_BYTES", 1)
     monkeypatch.setattr("openautoglm.planner.parts.MIN_SOURCE_BYTES", 1)
     monkeypatch.setattr(
-        "openautoglm.engine.assemble.open_cache",
+        "openautoglm.engine.weights_on_disk.open_cache",
         lambda setting, **_: PackedCache(directory=Path(setting), min_source_bytes=1),
     )
 
@@ -117,6 +118,25 @@ def test_a_load_is_what_the_plan_says_part_by_part(quant, tmp_path, small_source
         kept = compared["page cache", "packed weights"]["measured_bytes"]
         assert kept < MIB if start == 0 else kept > 0.9 * compared["disk", "packed weights"]["measured_bytes"]
         assert receipt["plan"]["breakdown"]["peak_bytes"] == receipt["peak"]["planned_bytes"]
+
+
+def test_parts_of_layers_on_disk_are_no_memory(tmp_path):
+    """The parts are those of the layers in memory, and the file is as large as without."""
+    goal = Goal(quant=NumberFormat.INT8, context_tokens=256, concurrency=2, offload_directory=str(tmp_path))
+    whole = prepare(EngineOptions(model="demo", goal=goal)).plan
+    opened = open_engine(prepare(EngineOptions(model="demo", goal=replace(goal, placement=Placement(disk=(1, 3))))))
+    receipt = json.loads(opened.description.receipt_json)
+    opened.engine.close()
+    breakdown = opened.plan.breakdown
+    assert breakdown.part_bytes(Component.WEIGHTS) == breakdown.weight_bytes
+    assert whole.breakdown.weight_bytes - breakdown.weight_bytes == opened.plan.offload.disk_bytes
+    compared = {(line["component"], line["part"]): line for line in receipt["components"]}
+    for part in breakdown.parts_of(Component.WEIGHTS):
+        assert compared["weights", part.name]["difference_bytes"] == 0, part
+    assert compared["disk", "packed weights"]["difference_bytes"] == 0
+    assert compared["page cache", "packed weights"]["difference_bytes"] >= 0
+    assert abs(compared["weights: ring", None]["difference_bytes"]) < 4096
+    assert receipt["direct_reads"] is True
 
 
 def test_the_page_cache_is_counted_by_pages(tmp_path):

@@ -18,6 +18,7 @@ from openautoglm.planner.price import Choice, Pricer
 from openautoglm.planner.search import make_plan
 from openautoglm.spec.formats import KV_NUMBERS, ActivationScale, ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import OffloadMode
 from openautoglm.units import GIB, MIB
 from tests.planner.models import ARCHITECTURES, GLM_9B, QWEN3_06B, SMALL, machine
 
@@ -39,6 +40,7 @@ def goals(draw):
         activations=draw(st.sampled_from(list(ActivationScale))),
         kv=draw(st.sampled_from([None, None, *KV_NUMBERS])),
         num_threads=draw(st.none() | st.integers(1, 16)),
+        offload=draw(st.sampled_from(list(OffloadMode))),
     )
 
 
@@ -226,7 +228,7 @@ def test_unsupported_models_are_planned():
 
 def test_a_refusal_shows_components_budget_and_shortfall():
     with pytest.raises(DoesNotFitError) as caught:
-        make_plan(GLM_9B, machine(), Goal(memory_bytes=2 * GIB), model="my/model")
+        make_plan(GLM_9B, machine(), Goal(memory_bytes=2 * GIB, offload=OffloadMode.NONE), model="my/model")
     message = str(caught.value)
     for part in ("weights: layers", "KV cache", "workspace", "runtime", "headroom", "2.00 GiB", "short", "my/model"):
         assert part in message
@@ -236,14 +238,22 @@ def test_a_refusal_shows_components_budget_and_shortfall():
 
 def test_an_int8_cache_is_suggested_where_it_fits():
     """Budget between the two: context and concurrency can stay, and the command says what it takes."""
-    goal = Goal(quant=NumberFormat.INT4, context_tokens=16384, concurrency=8, kv=NumberFormat.BF16)
+    goal = Goal(
+        quant=NumberFormat.INT4,
+        context_tokens=16384,
+        concurrency=8,
+        kv=NumberFormat.BF16,
+        offload=OffloadMode.NONE,
+    )
     half = make_plan(GLM_9B, machine(), replace(goal, kv=NumberFormat.INT8, memory_bytes=64 * GIB), model="m")
     budget = half.breakdown.total_bytes
     chosen = make_plan(GLM_9B, machine(), replace(goal, kv=None, memory_bytes=budget), model="m")
     assert chosen.formats.kv is NumberFormat.INT8
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(GLM_9B, machine(), replace(goal, memory_bytes=budget), model="m")
-    command = f"openautoglm plan m --memory {budget}B --quant int4 --context 16384 --concurrency 8 --kv int8"
+    command = (
+        f"openautoglm plan m --memory {budget}B --quant int4 --context 16384 --concurrency 8 --kv int8 --offload none"
+    )
     assert command in caught.value.suggestions
     line = next(line for line in str(caught.value).splitlines() if line.strip().startswith(f"{command} "))
     assert "int8 KV cache" in line

@@ -4,12 +4,14 @@
         <key>.packed                         one load's weights (mode 0600); the key is `packed_key`
         <key>.packed.<pid>-<random>.partial  being written, locked by its writer
 
-A cache never fails a load: what cannot be read or written is a warning. The least recently used files go first when the
-total would exceed `max_bytes`, after files whose checkpoint is gone and partial files whose writer died.
+A cache never fails a load: what cannot be read or written is a warning, unless the load needs the file, because weights
+stay in it. The least recently used files go first when the total would exceed `max_bytes`, after files whose checkpoint
+is gone and partial files whose writer died.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 from openautoglm.checkpoint.packed_format import SOURCE_PROBE_BYTES, PackedLayout, read_source
 from openautoglm.checkpoint.packed_reader import PackedReader
 from openautoglm.checkpoint.packed_writer import PackedWriter
-from openautoglm.errors import ConfigError
+from openautoglm.errors import ConfigError, OutOfMemoryError
 from openautoglm.log import get_logger
 from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.units import GIB, MIB, format_bytes
@@ -38,6 +40,8 @@ MIN_SOURCE_BYTES = 64 * MIB
 MAX_CACHE_BYTES = 64 * GIB
 SPARE_DISK_BYTES = GIB
 
+_OTHER_DIRECTORY = "free some, or choose another directory with --offload-dir"
+
 _PACKED = re.compile(r"[0-9a-f]{64}\.packed", re.ASCII)
 _PARTIAL = re.compile(r"[0-9a-f]{64}\.packed\.[0-9]+-[0-9a-f]{12}\.partial", re.ASCII)
 _LOGGER = get_logger(__name__)
@@ -49,6 +53,7 @@ class PackedCache:
 
     Checkpoints of less than `min_source_bytes` are not cached; all files together stay within `max_bytes`; nothing is
     written that would leave less than `spare_disk_bytes` free. `notices` hears of what could not be read or written.
+    `required`: a file that cannot be written is an error, whatever the checkpoint's size.
     """
 
     directory: Path
@@ -56,6 +61,7 @@ class PackedCache:
     max_bytes: int = MAX_CACHE_BYTES
     spare_disk_bytes: int = SPARE_DISK_BYTES
     notices: Notices = field(default_factory=Notices, compare=False)
+    required: bool = False
 
     def path(self, layout: PackedLayout) -> Path:
         """Return where a layout's file stands, whether it exists or not."""
@@ -77,15 +83,16 @@ class PackedCache:
             _LOGGER.warning("%s cannot be removed (%s)", reader.path, error.strerror)
 
     @contextmanager
-    def writer(self, layout: PackedLayout, arena: memoryview) -> Iterator[PackedWriter | None]:
+    def writer(self, layout: PackedLayout) -> Iterator[PackedWriter | None]:
         """Yield a writer of a layout's file, or None, with a log line, where it cannot or should not be written.
 
-        A block that fails, is interrupted, or does not `publish` leaves no file.
+        A block that fails, is interrupted, or does not `publish` leaves no file. Raises `OutOfMemoryError` or
+        `ConfigError` instead of yielding None where the file is required.
         """
         writer: PackedWriter | None = None
         try:
             if self._make_room(layout):
-                writer = PackedWriter(self.path(layout), layout, arena)
+                writer = PackedWriter(self.path(layout), layout)
         except OSError as error:
             self._warn(error)
         try:
@@ -93,6 +100,16 @@ class PackedCache:
         finally:
             if writer is not None:
                 writer.close()
+
+    def wait_written(self, writer: PackedWriter, on_wait: Callable[[], None]) -> None:
+        """Wait until what was added is on the disk.
+
+        Raises `OutOfMemoryError` or `ConfigError` where the disk would not have it and the file is required.
+        """
+        try:
+            writer.wait_written(on_wait)
+        except OSError as error:
+            self._warn(error)
 
     def publish(
         self,
@@ -103,7 +120,10 @@ class PackedCache:
         source: str,
         on_wait: Callable[[], None],
     ) -> bool:
-        """Finish a file and give it its name; return False, with a warning, where the disk would not have it."""
+        """Finish a file and give it its name; return False, with a warning, where the disk would not have it.
+
+        Raises `OutOfMemoryError` or `ConfigError` instead where the file is required.
+        """
         try:
             writer.finish(vectors, weights_digest=weights_digest, source=source, on_wait=on_wait)
         except OSError as error:
@@ -133,7 +153,7 @@ class PackedCache:
         """Make the directory, and room in it within `max_bytes`; say whether the file may be written."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.remove_stale()
-        if layout.file_bytes > self.max_bytes:
+        if layout.file_bytes > self.max_bytes and not self.required:
             self.notices.add(
                 NoticeCode.PACKED_CACHE_NOT_WRITTEN,
                 f"packed weights are not cached: they take {format_bytes(layout.file_bytes)}, and the cache may hold "
@@ -149,12 +169,13 @@ class PackedCache:
                 total_bytes -= status.st_size
         free_bytes = shutil.disk_usage(self.directory).free
         if free_bytes < layout.file_bytes + self.spare_disk_bytes:
-            self.notices.add(
-                NoticeCode.PACKED_CACHE_NOT_WRITTEN,
-                f"packed weights are not cached: they take {format_bytes(layout.file_bytes)} and "
-                f"{format_bytes(self.spare_disk_bytes)} would stay spare, but {self.directory} has only "
-                f"{format_bytes(free_bytes)} free",
+            shortage = (
+                f"they take {format_bytes(layout.file_bytes)} and {format_bytes(self.spare_disk_bytes)} would stay "
+                f"spare, but {self.directory} has only {format_bytes(free_bytes)} free"
             )
+            if self.required:
+                raise OutOfMemoryError(f"no room for the weights on disk: {shortage}: {_OTHER_DIRECTORY}")
+            self.notices.add(NoticeCode.PACKED_CACHE_NOT_WRITTEN, f"packed weights are not cached: {shortage}")
             return False
         return True
 
@@ -172,6 +193,11 @@ class PackedCache:
         return found
 
     def _warn(self, error: OSError) -> None:
+        if self.required:
+            kind = OutOfMemoryError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+            raise kind(
+                f"weights cannot be kept on disk in {self.directory} ({error.strerror or error}): {_OTHER_DIRECTORY}"
+            ) from error
         self.notices.add(
             NoticeCode.PACKED_CACHE_NOT_WRITTEN,
             f"packed weights are not cached in {self.directory} ({error.strerror or error}): the next start will "

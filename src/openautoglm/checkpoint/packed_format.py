@@ -4,7 +4,9 @@
     1124          elements of each vector (u64), CRC-32 of all vectors, CRC-32 of each slice of the arena
     ..            blake2b of all bytes before it                                   <- header_bytes
     64 n          vectors, end to end
-    4096 n        arena                                                            <- file_bytes
+    4096 n        arena: the matrices, end to end                                  <- file_bytes
+
+A slice belongs to one matrix, so that each matrix can be read, and checked, without the others.
 
 A reader knows beforehand what it needs, so every field but the checksums is compared with an expected value; nothing is
 allocated, or read into memory, on a header's word.
@@ -21,7 +23,7 @@ from openautoglm.errors import CheckpointFormatError
 from openautoglm.units import MIB, round_up
 
 MAGIC = b"OAGPACK\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY_BYTES = 32
 WEIGHTS_DIGEST_BYTES = 16
 SOURCE_BYTES = 1024
@@ -40,22 +42,42 @@ class PackedFileError(CheckpointFormatError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSlice:
+    """Bytes [begin, end) of the arena, which belong to one matrix and begin `offset` bytes behind its own start."""
+
+    matrix: int
+    begin: int
+    end: int
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the slice."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PackedLayout:
     """What a packed file must hold: known from checkpoint and plan before the file is opened.
 
-    `vector_elements` are the fp32 elements of each vector, in the weight map's order; the arena has a checksum for each
-    `slice_bytes` of it.
+    `vector_elements` are the fp32 elements of each vector and `matrix_bytes` the bytes of each matrix, in the weight
+    map's order; each `slice_bytes` of a matrix have a checksum, and so has the shorter rest.
     """
 
     key: bytes
     vector_elements: tuple[int, ...]
-    arena_bytes: int
+    matrix_bytes: tuple[int, ...]
     slice_bytes: int = SLICE_BYTES
 
     @property
+    def arena_bytes(self) -> int:
+        """Bytes of all matrices."""
+        return sum(self.matrix_bytes)
+
+    @property
     def num_slices(self) -> int:
-        """Slices that the arena is cut into; the last one may be shorter."""
-        return -(-self.arena_bytes // self.slice_bytes)
+        """Slices of all matrices."""
+        return sum(-(-num_bytes // self.slice_bytes) for num_bytes in self.matrix_bytes)
 
     @property
     def header_bytes(self) -> int:
@@ -82,10 +104,15 @@ class PackedLayout:
         """Bytes of the whole file."""
         return self.arena_begin + self.arena_bytes
 
-    def slice_range(self, index: int) -> tuple[int, int]:
-        """Return the bytes [begin, end) of the arena that slice `index` holds."""
-        begin = index * self.slice_bytes
-        return begin, min(begin + self.slice_bytes, self.arena_bytes)
+    def slices(self) -> tuple[PackedSlice, ...]:
+        """Return every slice, in the arena's order."""
+        found, matrix_begin = [], 0
+        for matrix, num_bytes in enumerate(self.matrix_bytes):
+            for offset in range(0, num_bytes, self.slice_bytes):
+                end = matrix_begin + min(offset + self.slice_bytes, num_bytes)
+                found.append(PackedSlice(matrix=matrix, begin=matrix_begin + offset, end=end, offset=offset))
+            matrix_begin += num_bytes
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

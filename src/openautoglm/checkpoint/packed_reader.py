@@ -7,17 +7,19 @@ import os
 import stat
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from openautoglm.checkpoint.direct import open_direct
 from openautoglm.checkpoint.packed_format import (
     PackedFileError,
     PackedHeader,
     PackedLayout,
+    PackedSlice,
     parse_header,
 )
 from openautoglm.units import MIB
@@ -81,30 +83,38 @@ class PackedReader:
         ends = np.cumsum(self._layout.vector_elements)[:-1]
         return [np.ascontiguousarray(vector, dtype=np.float32) for vector in np.split(values, ends)]
 
-    def read_arena(
-        self, target: memoryview, *, num_threads: int, keep_pages: bool, on_bytes: Callable[[int], None]
+    def read_matrices(
+        self,
+        targets: Sequence[memoryview | None],
+        *,
+        num_threads: int,
+        keep_pages: bool,
+        on_bytes: Callable[[int], None],
     ) -> None:
-        """Fill `target` (the arena's bytes) and check every slice; on failure its contents are arbitrary.
+        """Fill the targets with the matrices and check every slice; on failure their contents are arbitrary.
 
-        `on_bytes` hears, on the calling thread, how many bytes each finished slice had. `keep_pages` leaves the file in
-        the page cache for the next start; otherwise each slice's pages are dropped behind it. Allocates nothing.
-        Raises `OSError`, `PackedFileError`.
+        A matrix whose target is None stays on disk: it is checked, and its pages are dropped. `on_bytes` hears, on the
+        calling thread, how many bytes each finished slice had. `keep_pages` leaves the others in the page cache for the
+        next start; otherwise their pages are dropped too. Allocates a piece of 1 MiB per thread where matrices stay on
+        disk, else nothing. Raises `OSError`, `PackedFileError`.
         """
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         stopped = threading.Event()
 
-        def read_slice(index: int) -> int:
+        def read_slice(index: int, piece: PackedSlice) -> int:
             if stopped.is_set():
                 return 0
-            begin, end = self._layout.slice_range(index)
-            self._read_slice(index, target[begin:end])
-            if not keep_pages:
-                position = self._layout.arena_begin + begin
-                os.posix_fadvise(self._descriptor, position, end - begin, os.POSIX_FADV_DONTNEED)
-            return end - begin
+            target = targets[piece.matrix]
+            self._read_slice(
+                index, piece, None if target is None else target[piece.offset : piece.offset + piece.num_bytes]
+            )
+            if target is None or not keep_pages:
+                position = self._layout.arena_begin + piece.begin
+                os.posix_fadvise(self._descriptor, position, piece.num_bytes, os.POSIX_FADV_DONTNEED)
+            return piece.num_bytes
 
         with ThreadPoolExecutor(num_threads, thread_name_prefix="packed-read") as threads:
-            pending = {threads.submit(read_slice, index) for index in range(self._layout.num_slices)}
+            pending = {threads.submit(read_slice, *item) for item in enumerate(self._layout.slices())}
             try:
                 while pending:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -113,14 +123,25 @@ class PackedReader:
             finally:
                 stopped.set()
 
-    def _read_slice(self, index: int, target: memoryview) -> None:
+    def open_direct(self) -> tuple[int, bool]:
+        """Return a second descriptor of the same file, and whether its reads go past the page cache.
+
+        It keeps evictors away as well; whoever gets it closes it. Raises `OSError`.
+        """
+        descriptor, direct = open_direct(Path(f"/proc/self/fd/{self._descriptor}"))
+        _lock_shared(descriptor)
+        return descriptor, direct
+
+    def _read_slice(self, index: int, piece: PackedSlice, target: memoryview | None) -> None:
         assert self.header is not None
-        position = self._layout.arena_begin + self._layout.slice_range(index)[0]
+        position = self._layout.arena_begin + piece.begin
+        room = memoryview(bytearray(_PIECE_BYTES)) if target is None else target
         checksum = 0
-        for start in range(0, len(target), _PIECE_BYTES):
-            piece = target[start : start + _PIECE_BYTES]
-            self._read_into(piece, position + start)
-            checksum = zlib.crc32(piece, checksum)
+        for start in range(0, piece.num_bytes, _PIECE_BYTES):
+            num_bytes = min(_PIECE_BYTES, piece.num_bytes - start)
+            part = room[:num_bytes] if target is None else room[start : start + num_bytes]
+            self._read_into(part, position + start)
+            checksum = zlib.crc32(part, checksum)
         if checksum != self.header.slice_checksums[index]:
             raise PackedFileError(f"slice {index} of {self._layout.num_slices} does not match its checksum")
 

@@ -1,6 +1,6 @@
-"""Writing a packed file on a thread of its own, behind the load that fills the arena.
+"""Writing a packed file on a thread of its own, behind the load that packs the matrices.
 
-    partial file, locked  ->  slices as they become complete  ->  vectors, header  ->  rename to the final name
+    partial file, locked  ->  matrices as they become complete  ->  vectors, header  ->  rename to the final name
 
 Each slice is on the disk, and out of the page cache, before the next one is written, so that at most one slice of dirty
 pages counts against the memory of this process's control group.
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openautoglm.checkpoint.packed_format import PackedHeader, PackedLayout, encode_header
+from openautoglm.checkpoint.packed_format import PackedHeader, PackedLayout, PackedSlice, encode_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,14 +32,13 @@ _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLO
 class PackedWriter:
     """Writes one packed file; `close` without `finish` leaves nothing behind.
 
-    `arena` must keep its place until `close`; bytes below what `advance` was told must not change any more. One thread
-    may call. The constructor raises `OSError`.
+    One thread may call. The constructor raises `OSError`.
     """
 
-    def __init__(self, path: Path, layout: PackedLayout, arena: memoryview) -> None:
+    def __init__(self, path: Path, layout: PackedLayout) -> None:
         self._path = path
         self._layout = layout
-        self._arena = arena
+        self._slices = layout.slices()
         self._partial = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(6).hex()}{PARTIAL_SUFFIX}")
         self._writes: list[Future[int]] = []
         self._stopped = threading.Event()
@@ -49,13 +48,23 @@ class PackedWriter:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def advance(self, complete_bytes: int) -> None:
-        """Say that the first `complete_bytes` of the arena are final; whole slices of them are written meanwhile."""
-        while len(self._writes) < self._layout.num_slices:
-            index = len(self._writes)
-            if self._layout.slice_range(index)[1] > complete_bytes:
-                return
-            self._writes.append(self._threads.submit(self._write_slice, index))
+    def add_matrix(self, data: memoryview) -> None:
+        """Write the next matrix meanwhile; its bytes must not change or go until `wait_written` or `close`."""
+        matrix = self._slices[len(self._writes)].matrix
+        while len(self._writes) < len(self._slices) and self._slices[len(self._writes)].matrix == matrix:
+            piece = self._slices[len(self._writes)]
+            view = data[piece.offset : piece.offset + piece.num_bytes]
+            self._writes.append(self._threads.submit(self._write_slice, piece, view))
+
+    def wait_written(self, on_wait: Callable[[], None]) -> None:
+        """Wait until all matrices that were added are on the disk; raise `OSError` if a write failed.
+
+        `on_wait` is called about twice a second while there is something to wait for.
+        """
+        while wait(self._writes, timeout=_WAIT_SECONDS).not_done:
+            on_wait()
+        for write in self._writes:
+            write.result()
 
     def finish(
         self,
@@ -65,13 +74,9 @@ class PackedWriter:
         source: str,
         on_wait: Callable[[], None],
     ) -> None:
-        """Wait for all slices, write the rest, and give the file its name; raise `OSError` if any write failed.
-
-        `on_wait` is called about twice a second while there is something to wait for.
-        """
-        self.advance(self._layout.arena_bytes)
-        while wait(self._writes, timeout=_WAIT_SECONDS).not_done:
-            on_wait()
+        """Wait for all matrices, write the rest, and give the file its name; raise `OSError` if any write failed."""
+        assert len(self._writes) == len(self._slices)
+        self.wait_written(on_wait)
         checksums = tuple(write.result() for write in self._writes)
         data = b"".join(vector.astype("<f4", copy=False).tobytes() for vector in vectors)
         header = PackedHeader(
@@ -96,21 +101,20 @@ class PackedWriter:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def _write_slice(self, index: int) -> int:
+    def _write_slice(self, piece: PackedSlice, data: memoryview) -> int:
         """Write a slice and return its checksum; after a failure the rest is not tried."""
         if self._stopped.is_set():
             return 0
-        begin, end = self._layout.slice_range(index)
-        position = self._layout.arena_begin + begin
+        position = self._layout.arena_begin + piece.begin
         try:
-            _write_all(self._descriptor, self._arena[begin:end], position)
+            _write_all(self._descriptor, data, position)
             os.fdatasync(self._descriptor)
-            os.posix_fadvise(self._descriptor, position, end - begin, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._descriptor, position, piece.num_bytes, os.POSIX_FADV_DONTNEED)
         except OSError:
             self._stopped.set()
             os.ftruncate(self._descriptor, 0)  # a full disk gets its space back now, not at the end of the load
             raise
-        return zlib.crc32(self._arena[begin:end])
+        return zlib.crc32(data)
 
 
 def _write_all(descriptor: int, data: memoryview, position: int) -> None:

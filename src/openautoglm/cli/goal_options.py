@@ -10,6 +10,7 @@ import click
 from openautoglm.settings import KV_NAMES
 from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal, Objective
+from openautoglm.spec.offload import OffloadMode, Placement, parse_placement
 from openautoglm.units import parse_bytes
 
 QUANT_CHOICES = ("auto", "bf16", "int8", "int4", "nf4")
@@ -52,6 +53,20 @@ _OPTIONS = (
         show_default=True,
         help="portable: with quantised weights, equal bytes on every instruction set.",
     ),
+    click.option(
+        "--offload",
+        type=click.Choice([mode.value for mode in OffloadMode]),
+        default=OffloadMode.AUTO.value,
+        show_default=True,
+        help="Layers on disk, read by every step: auto: if nothing else fits; disk: rather than a smaller format, "
+        "context or fewer sequences; none: never.",
+    ),
+    click.option(
+        "--place",
+        metavar="MAP",
+        help="Layers that stay on disk, or in memory, such as layers.20-27=disk,layers.0=memory.",
+    ),
+    click.option("--offload-dir", metavar="DIR", help="Where weights on disk are kept (with the packed weights)."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads (default: usable cores)."),
 )
 
@@ -72,6 +87,9 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
         chunk: int | None,
         objective: str | None,
         attention: str,
+        offload: str,
+        place: str | None,
+        offload_dir: str | None,
         threads: int | None,
         **kwargs: object,
     ) -> object:
@@ -85,6 +103,9 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
             kv=None if kv in (None, "auto") else NumberFormat(kv),
             attention=AttentionArithmetic(attention),
             num_threads=threads,
+            offload=OffloadMode(offload),
+            placement=Placement() if place is None else parse_placement(place),
+            offload_directory=offload_dir,
             chunk_tokens=chunk,
             objective=None if objective is None else Objective(objective),
         )

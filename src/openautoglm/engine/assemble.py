@@ -12,7 +12,7 @@ import numpy as np
 
 from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
-from openautoglm.checkpoint.packed import OFF, open_cache
+from openautoglm.checkpoint.packed import OFF
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
@@ -21,6 +21,7 @@ from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
 from openautoglm.engine.watch import EngineMemory
+from openautoglm.engine.weights_on_disk import packed_cache, with_speed
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
 from openautoglm.executor.load import load_model
 from openautoglm.executor.measured import measured_memory
@@ -101,6 +102,7 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
     machine = probe_machine()
     runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=options.cache != OFF)
     plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
+    plan = with_speed(plan, options.cache)
     return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
 
 
@@ -209,8 +211,8 @@ def _load(
     prepared: Prepared, directory: Path, ledger: Ledger, notices: Notices, progress: ProgressCallback | None
 ) -> tuple[NativeExecutor, tuple[Path, ...]]:
     """Load, and return the checkpoint's files beside the executor."""
-    cache = open_cache(prepared.options.cache, notices=notices)
-    with Checkpoint.open(directory) as checkpoint:
+    setting = prepared.options.cache
+    with packed_cache(prepared.plan, setting, notices) as cache, Checkpoint.open(directory) as checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         weights = weight_map(prepared.spec, prepared.config, shapes)
         executor = load_model(

@@ -27,6 +27,7 @@ from openautoglm.errors import (
     OutOfMemoryError,
     OverloadedError,
     StepRefusedError,
+    WeightReadError,
 )
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
@@ -40,8 +41,7 @@ class Engine:
 
     `max_running` bounds the sequences computed at once (and is itself bounded by the executor's rows and tokens of
     a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
-    each choice; its tokens depend on the request and its seed alone, not on what else runs. While `refuses` is set,
-    nothing new is taken.
+    each choice; its tokens depend on the request and its seed alone. While `refuses` is set, nothing new is taken.
     """
 
     def __init__(
@@ -76,12 +76,11 @@ class Engine:
             fingerprint=executor.determinism(),
         )
         self._most_step_tokens = layout.max_step_tokens
-        self._clock = clock
+        self._clock, self._resident_bytes = clock, resident_bytes
         self._scheduler = Scheduler(
             self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running, clock=clock
         )
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
-        self._resident_bytes = resident_bytes
         self._charges = RequestCharges(request_space_bytes, context_tokens=self.limits.context_tokens)
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
@@ -115,9 +114,8 @@ class Engine:
     def add(self, generation: GenerationRequest) -> None:
         """Queue a request.
 
-        Raises `InvalidRequestError`, `ContextOverflowError`, `OverloadedError` when the queue is full, or when the
-        pool has shrunk and could not hold the request even alone, and `DeadlineError` when it could not end by its
-        deadline even alone.
+        Raises `InvalidRequestError`, `ContextOverflowError`, `OverloadedError` when the queue is full or the pool has
+        shrunk below what the request needs alone, and `DeadlineError` when not even alone it could end in time.
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
@@ -184,8 +182,7 @@ class Engine:
             self._num_missed_deadlines += 1
             message = f"no answer within deadline_seconds {request.deadline_seconds:g}: allow more, or try again later"
             self._end_request(request, "error", message, error_kind=DeadlineError.__name__)
-        active = self._gate.active
-        self._scheduler.gate = (lambda sequence: self._gate.judge(sequence, now_seconds)) if active else None
+        self._scheduler.gate = (lambda sequence: self._gate.judge(sequence, now_seconds)) if self._gate.active else None
 
     def _compute(self, schedule: Schedule) -> None:
         result = self._run(schedule)
@@ -194,7 +191,7 @@ class Engine:
             self._commit_tokens(schedule, result)
 
     def _run(self, schedule: Schedule) -> StepResult | None:
-        """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused."""
+        """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused or lost."""
         try:
             return self._executor.submit(build_batch(schedule, num_groups=self._num_groups)).result()
         except (OutOfMemoryError, MemoryError) as error:
@@ -205,6 +202,9 @@ class Engine:
             self._executor.trim(self._pool.live_blocks())
         except StepRefusedError as error:
             self._isolate(schedule, error)
+        except WeightReadError as error:
+            for row in schedule.rows:
+                self._end_request(row.sequence.request, "error", str(error), error_kind=WeightReadError.__name__)
         return None
 
     def _isolate(self, schedule: Schedule, error: StepRefusedError) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy as np
 import openautoglm
 from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.checkpoint.packed import PackedCache
-from openautoglm.checkpoint.packed_writer import PackedWriter
 from openautoglm.errors import CheckpointFormatError, ConfigError, OutOfMemoryError, UnsupportedModelError
 from openautoglm.executor.description import (
     FORMAT_NUMBERS,
@@ -23,7 +23,7 @@ from openautoglm.executor.description import (
     matrix_format,
 )
 from openautoglm.executor.native import NativeExecutor, NativeModel
-from openautoglm.executor.packed import LOAD_STAGE, PackedLoad, worth_caching
+from openautoglm.executor.packed import LOAD_STAGE, PackedLoad, PackedRecord, worth_caching
 from openautoglm.executor.protocol import Float32
 from openautoglm.executor.slices import Rows, binding_bytes, matrix_slices, read_vector
 from openautoglm.executor.supports import unsupported_features
@@ -67,11 +67,13 @@ def load_model(
     Peak bytes: weights, KV pool and workspace of the plan, and at most two slices of 64 MiB; `ledger` is charged for
     each before its bytes are taken, until the executor is closed. The checkpoint stays open; the page cache keeps none
     of it. `OPENAUTOGLM_ISA` chooses the kernels, by default the best. `cache` keeps the packed weights for the next
-    load: by bytes the same as packing them again, and it never makes a load fail. The KV pool can grow to
-    `most_kv_bytes`, if that is more than the plan's: addresses are reserved for them, no memory.
+    load: by bytes the same as packing them again, and it never makes a load fail. A plan with layers on disk keeps them
+    in a file of the cache, which it needs then. The KV pool can grow to `most_kv_bytes`, if that is more than the
+    plan's: addresses are reserved for them, no memory.
 
     Raises `UnsupportedModelError` naming the features, `CheckpointFormatError` naming the tensor whose values cannot be
-    packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here.
+    packed, `OutOfMemoryError` naming what did not fit, `ConfigError` for an instruction set that cannot run here or a
+    directory that cannot hold weights.
     """
     features = unsupported_features(spec)
     if features:
@@ -84,6 +86,8 @@ def load_model(
         with _named_allocation(f"{plan.num_threads} threads"):
             pool = _core.ThreadPool(plan.num_threads)
         charge("weights", plan.breakdown.weight_bytes)
+        if plan.breakdown.ring_bytes:
+            charge("ring of weights on disk", plan.breakdown.ring_bytes)
         loader = _Loader(checkpoint, spec, weights, plan, pool, progress)
         loader.load(cache)
         kv_charge = charge("KV pool", plan.breakdown.kv_bytes)
@@ -92,11 +96,13 @@ def load_model(
         decoder = _decoder(spec, plan, loader, pool, kv)
         model = NativeModel(
             decoder=decoder,
+            store=loader.store,
             kv=kv,
             num_layers=spec.num_layers,
             max_step_rows=plan.max_step_rows,
             vocab_size=spec.vocab_size,
             weight_bytes=loader.store.allocated_bytes + sum(vector.nbytes for vector in loader.vectors.values()),
+            direct_reads=loader.direct_reads,
             fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),
             weight_groups=loader.group_bytes(),
             packed_file=loader.packed_file,
@@ -151,6 +157,9 @@ class _Loader:
         self.packed_file: Path | None = None
         self.matrices: dict[MatrixKey, int] = {}
         self.vectors: dict[VectorKey, Float32] = {}
+        self.direct_reads: bool | None = None
+        disk_layers = set() if plan.offload is None else set(plan.offload.layers)
+        self._on_disk = [matrix.layer in disk_layers for matrix in weights.matrices]
         self._shapes = []
         for index, matrix in enumerate(weights.matrices):
             weight_format = matrix_format(matrix.role, spec, plan.formats)
@@ -158,14 +167,24 @@ class _Loader:
             self._shapes.append((number, matrix.num_outputs, matrix.num_inputs, weight_format.group))
             self.matrices[matrix.role, matrix.layer] = index
         with _named_allocation(f"{len(self._shapes)} weight matrices of {plan_name(plan.formats)}"):
-            self.store = _core.WeightStore(pool, self._shapes)
+            self.store = _core.WeightStore(pool, self._shapes, self._on_disk, plan.breakdown.ring_bytes)
 
     def load(self, cache: PackedCache | None) -> None:
         """Restore everything from the cache, or read and pack it in the map's order and record it there."""
-        if not worth_caching(cache, self._plan.formats, self._total_bytes):
+        offload = self._plan.offload
+        if offload is not None:
+            if cache is None:
+                raise ConfigError("layers that stay on disk need a directory: give a cache to load with")
+            cache = replace(cache, required=True)
+        elif not worth_caching(cache, self._plan.formats, self._total_bytes):
             self._read_and_pack(None)
             return
-        packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self.store)
+        packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self.store, self._on_disk)
+        self._restore_or_record(packed)
+        if offload is not None:
+            self.direct_reads = packed.open_stream(offload.num_readers)
+
+    def _restore_or_record(self, packed: PackedLoad) -> None:
         restored = packed.restore(self._plan, self._progress)
         if restored is not None:
             self.packed_file = packed.path
@@ -173,15 +192,14 @@ class _Loader:
                 self.vectors[vector.role, vector.layer] = values
             self._restored_digest = restored.weights_digest
             return
-        with packed.record() as writer:
-            self._read_and_pack(writer)
-            if writer is not None:
-                news = Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
+        with packed.record() as record:
+            self._read_and_pack(record)
+            if record is not None:
                 vectors = [self.vectors[vector.role, vector.layer] for vector in self._weights.vectors]
-                if packed.publish(writer, vectors, self.weights_digest(), news, self._progress):
+                if packed.publish(record, vectors, self.weights_digest(), self._news(), self._progress):
                     self.packed_file = packed.path
 
-    def _read_and_pack(self, writer: PackedWriter | None) -> None:
+    def _read_and_pack(self, record: PackedRecord | None) -> None:
         for vector in self._weights.vectors:
             with _named_allocation(f"the vector {vector.role} of layer {vector.layer}"):
                 values = read_vector(self._checkpoint, vector)
@@ -192,21 +210,20 @@ class _Loader:
                 )
             self.vectors[vector.role, vector.layer] = values
             self._note(values, binding_bytes(self._checkpoint, vector))
-        packed_bytes = 0
         for index, matrix in enumerate(self._weights.matrices):
+            staged = self.store.stage(index).data if self._on_disk[index] else None
             self._pack(index, matrix)
-            packed_bytes += self.store.matrix_bytes(index)
-            if writer is not None:
-                writer.advance(packed_bytes)
+            if record is not None:
+                record.add(index, staged, self._report)
 
     def group_bytes(self) -> dict[str, int]:
-        """Return the bytes of the store's matrices and of the vectors by the names that plans give them."""
+        """Return the bytes of the matrices in memory and of the vectors by the names that plans give them."""
         names = dict(_GROUP_NAMES)
         if (MatrixRole.HEAD, None) not in self.matrices:
             names[MatrixRole.EMBEDDING] = "head and embeddings"
         groups = dict.fromkeys(names.values(), 0)
         for (role, _), index in self.matrices.items():
-            groups[names[role]] += self.store.matrix_bytes(index)
+            groups[names[role]] += 0 if self._on_disk[index] else self.store.matrix_bytes(index)
         return {**groups, "norms and biases": sum(vector.nbytes for vector in self.vectors.values())}
 
     def weights_digest(self) -> bytes:
@@ -238,8 +255,14 @@ class _Loader:
         self._digest.update(repr((rows.shape, str(rows.dtype))).encode())
         self._digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)[::_SAMPLE_STRIDE_BYTES].tobytes())
         self._done_bytes += source_bytes
+        self._report()
+
+    def _news(self) -> Progress:
+        return Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
+
+    def _report(self) -> None:
         if self._progress is not None:
-            self._progress(Progress(stage=LOAD_STAGE, done_bytes=self._done_bytes, total_bytes=self._total_bytes))
+            self._progress(self._news())
 
 
 def plan_name(formats: ModelFormats) -> str:

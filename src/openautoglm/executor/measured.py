@@ -30,6 +30,8 @@ def measured_memory(
     tree_bytes = own_bytes if tree is None else measure_process_memory(tree).pss_bytes
     return MeasuredMemory(
         weight_bytes=executor.weight_bytes,
+        ring_bytes=executor.ring_bytes,
+        direct_reads=executor.direct_reads,
         kv_bytes=executor.kv_bytes,
         workspace_bytes=executor.workspace_bytes,
         runtime_bytes=runtime_bytes,
@@ -43,7 +45,8 @@ def measured_memory(
 def _file_parts(checkpoint_files: Sequence[Path], packed_file: Path | None) -> Iterator[Part]:
     for name, files in (
         ("checkpoint", checkpoint_files),
-        ("packed weights", () if packed_file is None else (packed_file,)),
+        # A file that is kept for this process alone has no name any more.
+        ("packed weights", (packed_file,) if packed_file is not None and packed_file.exists() else ()),
     ):
         if not files:
             continue

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openautoglm.errors import EngineError, OutOfMemoryError, StepRefusedError
+from openautoglm.errors import EngineError, OutOfMemoryError, StepRefusedError, WeightReadError
 from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepHandle, StepResult, UInt64
 from openautoglm.executor.supports import unsupported_features
+from openautoglm.log import get_logger
 from openautoglm.memory.ledger import Reservation
+from openautoglm.native import _core
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.plan import BLOCK_TOKENS, Component, Part
 from openautoglm.units import round_up
 
-if TYPE_CHECKING:
-    from openautoglm.native import _core
+_LOGGER = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +41,17 @@ class NativeModel:
     """What a load made: the native objects and the facts about them.
 
     `weight_groups` are bytes by the names that plans give them; `packed_file` is where packed weights stand, if any do.
+    `direct_reads`: weights on disk are read past the page cache; None where none are on disk.
     """
 
     decoder: _core.Decoder
+    store: _core.WeightStore
     kv: _core.KvPool
     num_layers: int
     max_step_rows: int
     vocab_size: int
     weight_bytes: int
+    direct_reads: bool | None
     fingerprint: str
     weight_groups: Mapping[str, int]
     packed_file: Path | None
@@ -113,6 +116,9 @@ class NativeExecutor:
             return OutOfMemoryError(
                 f"no memory for the results of a step of {batch.tokens.size} tokens: ask for fewer logits or tokens"
             )
+        except _core.WeightStreamError as error:
+            _LOGGER.error("a step of %d tokens is lost and its requests end: %s", batch.tokens.size, error)
+            return WeightReadError(f"{error}: the request ends; load the model again if it does not pass")
         except (ValueError, TypeError) as error:
             return StepRefusedError(f"the step breaks the executor's rules: {error}")
         return StepResult(
@@ -186,6 +192,26 @@ class NativeExecutor:
     def weight_bytes(self) -> int:
         """Bytes that the weights take: packed matrices, norms and biases."""
         return self._open().weight_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        """Bytes of memory that weights on disk are read into; 0 where none are on disk."""
+        return self._open().store.ring_bytes
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that were read from disk so far, ahead of steps too."""
+        return self._open().store.streamed_bytes
+
+    @property
+    def stream_waits(self) -> int:
+        """How often a step had to wait for a matrix on disk."""
+        return self._open().store.stream_waits
+
+    @property
+    def direct_reads(self) -> bool | None:
+        """Whether weights on disk are read past the page cache; None where none are on disk."""
+        return self._open().direct_reads
 
     @property
     def kv_bytes(self) -> int:

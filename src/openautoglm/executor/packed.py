@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ import numpy as np
 
 from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.checkpoint.packed import PackedCache
-from openautoglm.checkpoint.packed_format import PackedFileError, PackedLayout
+from openautoglm.checkpoint.packed_format import PackedFileError, PackedHeader, PackedLayout
 from openautoglm.checkpoint.packed_key import packed_key
 from openautoglm.checkpoint.packed_reader import PackedReader
 from openautoglm.checkpoint.packed_writer import PackedWriter
-from openautoglm.errors import CheckpointFormatError
+from openautoglm.errors import CheckpointFormatError, WeightReadError
 from openautoglm.executor.protocol import Float32
 from openautoglm.log import get_logger
 from openautoglm.memory.loading import worth_packing
@@ -47,8 +47,29 @@ def worth_caching(cache: PackedCache | None, formats: ModelFormats, source_bytes
     return cache is not None and worth_packing(formats, source_bytes, cache.min_source_bytes)
 
 
+class PackedRecord:
+    """The file of a load that packs. `targets` are where the matrices that stay in memory live."""
+
+    def __init__(self, cache: PackedCache, writer: PackedWriter, targets: Sequence[memoryview | None]) -> None:
+        self._cache = cache
+        self._targets = targets
+        self.writer = writer
+
+    def add(self, index: int, staged: memoryview | None, on_wait: Callable[[], None]) -> None:
+        """Write matrix `index` meanwhile; one that was `staged` is on the disk when this returns.
+
+        Raises `OutOfMemoryError` or `ConfigError` for a staged one that the disk would not have.
+        """
+        target = self._targets[index] if staged is None else staged
+        assert target is not None
+        self.writer.add_matrix(target)
+        if staged is not None:
+            self._cache.wait_written(self.writer, on_wait)
+
+
 class PackedLoad:
-    """One load and its entry in the cache. `matrices` are the shapes that `store` was made of."""
+    """One load and its entry in the cache. `matrices` are the shapes that `store` was made of, `on_disk` says which of
+    them stay in the file."""
 
     def __init__(
         self,
@@ -57,16 +78,18 @@ class PackedLoad:
         weights: WeightMap,
         matrices: Sequence[tuple[int, int, int, int]],
         store: _core.WeightStore,
+        on_disk: Sequence[bool],
     ) -> None:
         self._cache = cache
         self._checkpoint = checkpoint
         self._weights = weights
         self._matrices = tuple(matrices)
         self._store = store
+        self._on_disk = tuple(on_disk)
         self._layout = PackedLayout(
             key=self._key(),
             vector_elements=tuple(sum(part.num_rows for part in vector.parts) for vector in weights.vectors),
-            arena_bytes=store.packed_bytes,
+            matrix_bytes=tuple(store.matrix_bytes(index) for index in range(len(matrices))),
         )
 
     @property
@@ -111,8 +134,8 @@ class PackedLoad:
             if progress is not None:
                 progress(Progress(stage=LOAD_STAGE, done_bytes=done_bytes, total_bytes=self._layout.arena_bytes))
 
-        reader.read_arena(
-            self._store.arena().data,
+        reader.read_matrices(
+            self._targets(),
             num_threads=min(plan.num_threads, _MAX_READERS),
             keep_pages=_spacious(plan, self._layout.file_bytes),
             on_bytes=on_bytes,
@@ -120,15 +143,62 @@ class PackedLoad:
         _LOGGER.info("packed weights of %s read from %s", self._checkpoint.directory, reader.path)
         return RestoredWeights(vectors=tuple(vectors), weights_digest=header.weights_digest)
 
+    def _targets(self) -> list[memoryview | None]:
+        """Return where each matrix lives in memory; None for those that stay on disk."""
+        arena, end = self._store.arena().data, 0
+        targets: list[memoryview | None] = []
+        for on_disk, num_bytes in zip(self._on_disk, self._layout.matrix_bytes, strict=True):
+            targets.append(None if on_disk else arena[end : end + num_bytes])
+            end += 0 if on_disk else num_bytes
+        return targets
+
     @contextmanager
-    def record(self) -> Iterator[PackedWriter | None]:
-        """Yield what writes the store to the cache while it is filled; None where it cannot be written."""
-        with self._cache.writer(self._layout, self._store.arena().data) as writer:
-            yield writer
+    def record(self) -> Iterator[PackedRecord | None]:
+        """Yield what writes the matrices to the cache as they are packed; None where they cannot be written."""
+        with self._cache.writer(self._layout) as writer:
+            yield None if writer is None else PackedRecord(self._cache, writer, self._targets())
+
+    def open_stream(self, num_readers: int) -> bool:
+        """Read the matrices on disk from the file from now on; return whether reads go past the page cache.
+
+        Raises `WeightReadError` if the file that was just read or written is not there any more.
+        """
+        path = self._cache.path(self._layout)
+        try:
+            with self._cache.open(self._layout) or _gone() as reader:
+                header = reader.check()
+                descriptor, direct = reader.open_direct()
+        except (OSError, PackedFileError) as error:
+            raise WeightReadError(
+                f"{path}, where weights stay, cannot be read: {error}: load the model again"
+            ) from error
+        self._store.open_stream(
+            descriptor, direct, str(path), num_readers, self._layout.slice_bytes, self._streamed(header)
+        )
+        if not direct:
+            self._tell(
+                NoticeCode.DISK_READS_BUFFERED,
+                f"the file system of {path.parent} has no direct reads: weights on disk are read through the page "
+                "cache and dropped behind each read, which is slower",
+            )
+        return direct
+
+    def _streamed(self, header: PackedHeader) -> list[tuple[int, int, list[int]]]:
+        """Return position, bytes and checksums of each matrix on disk."""
+        checksums: dict[int, list[int]] = {}
+        begins: dict[int, int] = {}
+        for piece, checksum in zip(self._layout.slices(), header.slice_checksums, strict=True):
+            checksums.setdefault(piece.matrix, []).append(checksum)
+            begins.setdefault(piece.matrix, self._layout.arena_begin + piece.begin)
+        return [
+            (begins[index], self._layout.matrix_bytes[index], checksums[index])
+            for index, on_disk in enumerate(self._on_disk)
+            if on_disk
+        ]
 
     def publish(
         self,
-        writer: PackedWriter,
+        record: PackedRecord,
         vectors: Sequence[Float32],
         weights_digest: bytes,
         news: Progress,
@@ -137,9 +207,11 @@ class PackedLoad:
         """Complete the file and give it its name, unless the checkpoint has changed since the load began.
 
         Returns whether it stands there. Repeats `news` while the disk is waited for, so that whoever watches the load
-        sees that it lives.
+        sees that it lives. Raises `CheckpointFormatError` for such a change where the file is required.
         """
         if not self._unchanged():
+            if self._cache.required:
+                raise CheckpointFormatError(f"{self._checkpoint.directory} changed while it was loaded: load it again")
             self._tell(
                 NoticeCode.PACKED_CACHE_NOT_WRITTEN,
                 f"{self._checkpoint.directory} changed while it was loaded: nothing is cached",
@@ -151,7 +223,7 @@ class PackedLoad:
                 progress(news)
 
         return self._cache.publish(
-            writer,
+            record.writer,
             [np.ascontiguousarray(vector) for vector in vectors],
             weights_digest=weights_digest,
             source=str(self._checkpoint.directory.resolve()),
@@ -170,6 +242,10 @@ class PackedLoad:
 
     def _key(self) -> bytes:
         return packed_key(self._checkpoint, self._weights, self._matrices)
+
+
+def _gone() -> PackedReader:
+    raise PackedFileError("it is gone")
 
 
 def _spacious(plan: Plan, file_bytes: int) -> bool:

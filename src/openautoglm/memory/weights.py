@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from openautoglm.memory.shapes import (
@@ -82,10 +82,16 @@ class WeightGroup:
     num_bytes: int
 
 
-def layer_weight_groups(spec: ArchSpec, formats: ModelFormats) -> tuple[WeightGroup, ...]:
-    """Return the groups that make up `WeightBytes.layers`: attention, MLP, experts and so on; empty ones left out."""
+def layer_weight_groups(
+    spec: ArchSpec, formats: ModelFormats, without: Collection[int] = ()
+) -> tuple[WeightGroup, ...]:
+    """Return the groups that make up `WeightBytes.layers`: attention, MLP, experts and so on; empty ones left out.
+
+    The matrices of the layers `without` are not in them.
+    """
     sizes: dict[tuple[str, str], int] = {}
-    for layer, repeats in Counter(spec.layers).items():
+    counted = Counter(layer for index, layer in enumerate(spec.layers) if index not in without)
+    for layer, repeats in counted.items():
         for name, matrix in _named_matrices(layer, spec.hidden_size):
             kept = _FULL_PRECISION if matrix.full_precision else formats.layers
             key = name, str(kept)

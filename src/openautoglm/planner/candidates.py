@@ -14,6 +14,7 @@ from openautoglm.planner.price import Choice
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import WEIGHT_GROUPS, ModelFormats, NumberFormat, WeightFormat
 from openautoglm.spec.goal import Goal, Objective
+from openautoglm.spec.offload import OffloadMode
 
 DEFAULT_CONTEXT_TOKENS = 8192
 SMALLER_CONTEXTS = (6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256)
@@ -98,6 +99,19 @@ def check_goal(spec: ArchSpec, goal: Goal) -> None:
     if goal.group is not None and goal.quant not in GROUPED_FORMATS:
         chosen = "auto" if goal.quant is None else str(goal.quant)
         raise ConfigError(f"a weight group means nothing for quant {chosen}: add quant int4 or nf4, or drop the group")
+    check_placement(spec, goal)
+
+
+def check_placement(spec: ArchSpec, goal: Goal) -> None:
+    """Raise `ConfigError` for a layer that the model has not, and for places on disk where none are allowed."""
+    named = (*goal.placement.disk, *goal.placement.memory)
+    if named and max(named) >= spec.num_layers:
+        raise ConfigError(
+            f"place names layer {max(named)}, but this model has the layers 0-{spec.num_layers - 1}: "
+            f"name some of layers.0-{spec.num_layers - 1}"
+        )
+    if goal.placement.disk and goal.offload is OffloadMode.NONE:
+        raise ConfigError("place puts layers on disk, and offload none forbids that: drop one of the two")
 
 
 def formats(spec: ArchSpec, goal: Goal) -> tuple[ModelFormats, ...]:
@@ -179,6 +193,7 @@ def _steps(goal: Goal, model_formats: ModelFormats, target: tuple[int, int], num
             max_step_tokens=max_step_tokens,
             max_step_rows=max_step_rows,
             num_threads=num_threads,
+            disk_layers=goal.placement.disk,
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from openautoglm.planner.limits import MAX_COUNTED_CONCURRENCY
+from openautoglm.planner.offload import spans
 from openautoglm.planner.tables import columns
+from openautoglm.spec.offload import OffloadPlan
 from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown, Component, Plan
 from openautoglm.units import format_bytes
 
@@ -20,6 +22,7 @@ def plan_table(plan: Plan, *, parts: bool = False) -> str:
         [
             (f"  largest context at concurrency {plan.concurrency}", f"{plan.max_context_tokens:,} tokens"),
             (f"  largest concurrency at {plan.context_tokens:,} tokens", _at_most(plan.max_concurrency)),
+            *([] if plan.offload is None else _offload_rows(plan.offload)),
         ]
     )
     if not plan.runnable:
@@ -42,6 +45,7 @@ def component_table(plan: Plan, *, parts: bool = False) -> str:
         ("weights: head and embeddings" if tied else "weights: head", str(formats.head), breakdown.head_weight_bytes),
         *([] if tied else [("weights: embeddings", str(formats.embedding), breakdown.embedding_weight_bytes)]),
         ("weights: norms and biases", "f32", breakdown.norm_bytes),
+        *([] if plan.offload is None else [("weights: ring", _on_disk(plan.offload), breakdown.ring_bytes)]),
         (
             "KV cache",
             f"{formats.kv}, {plan.concurrency} x {plan.context_tokens:,} tokens, {plan.num_blocks:,} blocks",
@@ -117,6 +121,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         "num_threads": plan.num_threads,
         "budget_bytes": plan.budget_bytes,
         "breakdown": breakdown_as_dict(plan.breakdown),
+        "offload": None if plan.offload is None else offload_as_dict(plan.offload),
         "reasons": list(plan.reasons),
     }
 
@@ -129,6 +134,7 @@ def breakdown_as_dict(breakdown: Breakdown) -> dict[str, object]:
         "embedding_weight_bytes": breakdown.embedding_weight_bytes,
         "norm_bytes": breakdown.norm_bytes,
         "weight_bytes": breakdown.weight_bytes,
+        "ring_bytes": breakdown.ring_bytes,
         "kv_bytes": breakdown.kv_bytes,
         "workspace_bytes": breakdown.workspace_bytes,
         "runtime_bytes": breakdown.runtime_bytes,
@@ -144,6 +150,33 @@ def breakdown_as_dict(breakdown: Breakdown) -> dict[str, object]:
             for component in Component
         },
     }
+
+
+def offload_as_dict(offload: OffloadPlan) -> dict[str, object]:
+    """Return what stays on disk and the predicted speed; bytes and bytes per second."""
+    speed = offload.speed
+    return {
+        "layers": list(offload.layers),
+        "disk_bytes": offload.disk_bytes,
+        "ring_bytes": offload.ring_bytes,
+        "num_readers": offload.num_readers,
+        "directory": offload.directory or None,
+        "direct_reads": None if speed is None else speed.direct,
+        "disk_bytes_per_second": None if speed is None else round(speed.disk_bytes_per_second),
+        "memory_bytes_per_second": None if speed is None else round(speed.memory_bytes_per_second),
+        "tokens_per_second": None if speed is None else speed.tokens_per_second,
+    }
+
+
+def _on_disk(offload: OffloadPlan) -> str:
+    return f"layers {spans(offload.layers)} on disk, {offload.num_readers} readers"
+
+
+def _offload_rows(offload: OffloadPlan) -> list[tuple[str, str]]:
+    rows = [("  weights on disk, read by each step", format_bytes(offload.disk_bytes))]
+    if offload.speed is not None:
+        rows.append(("  predicted speed of one sequence", f"{offload.speed.tokens_per_second:.2f} tokens/s"))
+    return rows
 
 
 def _difference(plan: Plan) -> int:

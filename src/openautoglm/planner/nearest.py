@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from openautoglm.memory.kv import can_have_kv_format
-from openautoglm.planner import candidates
+from openautoglm.planner import candidates, offload
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.spec.formats import DEFAULT_WEIGHT_GROUP, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import OffloadMode, Placement
 from openautoglm.units import GIB, MIB, format_bytes, round_up
 
 MEMORY_STEP_BYTES = 64 * MIB
@@ -56,6 +57,9 @@ def suggestions(pricer: Pricer, goal: Goal, budget_bytes: int, model: str, num_t
     """Return at least three plans near `goal` that fit: smaller ones within the budget, then more memory."""
     search = _Search(pricer=pricer, asked=goal, budget_bytes=budget_bytes, num_threads=num_threads)
     found: dict[str, Suggestion] = {}
+    on_disk = _on_disk(search, model)
+    if on_disk is not None:
+        found[on_disk.command] = on_disk
 
     def add(near: Goal, note: str) -> None:
         command = _command(model, near)
@@ -69,6 +73,25 @@ def suggestions(pricer: Pricer, goal: Goal, budget_bytes: int, model: str, num_t
         if note == MORE_MEMORY or len(found) < MIN_SUGGESTIONS:
             add(near, note)
     return tuple(found.values())
+
+
+def _on_disk(search: _Search, model: str) -> Suggestion | None:
+    """Return the request with layers on disk, where the user forbade them; None where that does not fit either."""
+    if search.asked.offload is not OffloadMode.NONE:
+        return None
+    goal = replace(search.asked, offload=OffloadMode.AUTO)
+    for choice in offload.choices(search.pricer, goal, search.budget_bytes, search.num_threads):
+        if search.pricer.fits(choice, search.budget_bytes):
+            near = replace(
+                goal,
+                quant=choice.formats.layers.number,
+                context_tokens=choice.context_tokens,
+                concurrency=choice.concurrency,
+            )
+            num_layers, on_disk = search.pricer.spec.num_layers, format_bytes(search.pricer.disk_bytes(choice))
+            note = f"{len(choice.disk_layers)} of {num_layers} layers on disk: {on_disk} read by every step, slower"
+            return Suggestion(goal=near, command=f"{_command(model, near)} --offload auto", note=note)
+    return None
 
 
 def _requested(search: _Search) -> Goal:
@@ -168,6 +191,12 @@ def _command(model: str, goal: Goal) -> str:
         words += ["--kv", str(goal.kv)]
     if goal.attention is not AttentionArithmetic.FASTEST:
         words += ["--attention", str(goal.attention)]
+    if goal.offload is not OffloadMode.AUTO:
+        words += ["--offload", str(goal.offload)]
+    if goal.placement != Placement():
+        words += ["--place", str(goal.placement)]
+    if goal.offload_directory is not None:
+        words += ["--offload-dir", goal.offload_directory]
     if goal.num_threads is not None:
         words += ["--threads", str(goal.num_threads)]
     if goal.chunk_tokens is not None:

@@ -6,12 +6,13 @@ the disk are upper bounds of what a load leaves there; they are no memory of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from openautoglm.checkpoint.packed import MIN_SOURCE_BYTES
 from openautoglm.checkpoint.packed_format import PackedLayout
 from openautoglm.memory.kv import indexer_bytes_per_token, kv_bytes_per_token_by_kind, recurrent_state_bytes
 from openautoglm.memory.loading import SLICE_BYTES, worth_packing
+from openautoglm.memory.offload import layer_disk_bytes, layer_matrix_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, runtime_parts
 from openautoglm.memory.shapes import num_layer_vectors
 from openautoglm.memory.weights import WeightBytes, layer_weight_groups, num_parameters
@@ -23,9 +24,11 @@ from openautoglm.spec.plan import BLOCK_TOKENS, Component, Part
 _FLOAT_BYTES = 4
 
 
-def weight_parts(spec: ArchSpec, formats: ModelFormats, weights: WeightBytes) -> Iterator[Part]:
-    """Yield the groups of tensors with their formats."""
-    for group in layer_weight_groups(spec, formats):
+def weight_parts(
+    spec: ArchSpec, formats: ModelFormats, weights: WeightBytes, disk_layers: Sequence[int] = ()
+) -> Iterator[Part]:
+    """Yield the groups of tensors in memory with their formats."""
+    for group in layer_weight_groups(spec, formats, disk_layers):
         yield _part(Component.WEIGHTS, group.name, group.num_bytes, group.number_format)
     yield _part(
         Component.WEIGHTS,
@@ -75,29 +78,37 @@ def process_parts(needs: RuntimeNeeds, num_threads: int, loading: int) -> Iterat
         yield _part(Component.RUNTIME, "slices of the load", loading)
 
 
-def file_parts(spec: ArchSpec, formats: ModelFormats, needs: RuntimeNeeds, weights: WeightBytes) -> Iterator[Part]:
-    """Yield what stands on disk, and what a load leaves of it in the page cache."""
+def file_parts(
+    spec: ArchSpec,
+    formats: ModelFormats,
+    needs: RuntimeNeeds,
+    weights: WeightBytes,
+    disk_layers: Sequence[int] = (),
+) -> Iterator[Part]:
+    """Yield what stands on disk, and what a load leaves of it in the page cache: nothing of the layers on disk."""
     source = needs.source_bytes
     if source is None:
         source = num_parameters(spec) * needs.source_item_bytes
-    packed = packed_file_bytes(spec, weights)
-    kept = needs.packed_cache and worth_packing(formats, source, MIN_SOURCE_BYTES)
+    packed = packed_file_bytes(spec, formats, weights)
+    kept = bool(disk_layers) or (needs.packed_cache and worth_packing(formats, source, MIN_SOURCE_BYTES))
+    in_memory = packed - sum(layer_disk_bytes(spec, formats)[layer] for layer in disk_layers)
     yield _part(Component.PAGE_CACHE, "checkpoint", min(source, SLICE_BYTES), "one slice at once, dropped behind")
     if kept:
-        yield _part(Component.PAGE_CACHE, "packed weights", packed, "after a start from them, if memory is spare")
+        yield _part(Component.PAGE_CACHE, "packed weights", in_memory, "after a start from them, if memory is spare")
     yield _part(Component.DISK, "checkpoint", source)
     if kept:
-        yield _part(Component.DISK, "packed weights", packed, "for the next start")
+        why = "read by every step, and for the next start" if disk_layers else "for the next start"
+        yield _part(Component.DISK, "packed weights", packed, why)
 
 
-def packed_file_bytes(spec: ArchSpec, weights: WeightBytes) -> int:
+def packed_file_bytes(spec: ArchSpec, formats: ModelFormats, weights: WeightBytes) -> int:
     """Return the size of the file of packed weights: exact for what the executor runs."""
     vectors = sum(num_layer_vectors(layer) for layer in spec.layers) + 1 + spec.head_bias
     elements = weights.norms // _FLOAT_BYTES
     layout = PackedLayout(
         key=b"",
         vector_elements=(elements, *(0,) * (vectors - 1)),
-        arena_bytes=weights.total - weights.norms,
+        matrix_bytes=(weights.head, weights.embedding, *layer_matrix_bytes(spec, formats)),
     )
     return layout.file_bytes
 

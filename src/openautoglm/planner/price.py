@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from openautoglm.memory.kv import kv_block_bytes, recurrent_state_bytes
 from openautoglm.memory.loading import loading_bytes
+from openautoglm.memory.offload import NUM_READERS, RingRoom, layer_disk_bytes, layer_rooms, ring_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, estimated_tokenizer, runtime_bytes
 from openautoglm.memory.weights import WeightBytes, weight_bytes
 from openautoglm.memory.workspace import WorkspaceBytes, workspace_parts
@@ -21,7 +22,7 @@ HEADROOM_SHARE = 50  # one part in 50: 2 %
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Settings that have a price."""
+    """Settings that have a price. `disk_layers` stay on disk."""
 
     formats: ModelFormats
     context_tokens: int
@@ -29,11 +30,16 @@ class Choice:
     max_step_tokens: int
     max_step_rows: int
     num_threads: int
+    disk_layers: tuple[int, ...] = ()
 
     @property
     def num_blocks(self) -> int:
         """KV blocks for every sequence at its whole context; the engine shares whole blocks and copies none."""
         return self.concurrency * -(-self.context_tokens // BLOCK_TOKENS)
+
+
+def _num_threads(choice: Choice) -> int:
+    return choice.num_threads + (NUM_READERS if choice.disk_layers else 0)
 
 
 def headroom_bytes(peak_bytes: int) -> int:
@@ -56,6 +62,8 @@ class Pricer:
         self.spec = spec
         self.runtime = runtime or RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size))
         self._weights: dict[ModelFormats, WeightBytes] = {}
+        self._layer_bytes: dict[ModelFormats, tuple[int, ...]] = {}
+        self._layer_rooms: dict[ModelFormats, tuple[RingRoom, ...]] = {}
         self._block_bytes: dict[ModelFormats, int] = {}
         self._workspaces: dict[tuple[ModelFormats, int, int, int], WorkspaceBytes] = {}
         self._state_bytes = recurrent_state_bytes(spec)
@@ -70,20 +78,35 @@ class Pricer:
         """Return the bytes of the KV pool and of every sequence's recurrent state."""
         return choice.num_blocks * self.block_bytes(choice.formats) + choice.concurrency * self._state_bytes
 
+    def disk_bytes(self, choice: Choice) -> int:
+        """Return the bytes of the layers on disk, which each step reads."""
+        if choice.formats not in self._layer_bytes:
+            self._layer_bytes[choice.formats] = layer_disk_bytes(self.spec, choice.formats)
+        sizes = self._layer_bytes[choice.formats]
+        return sum(sizes[layer] for layer in choice.disk_layers)
+
+    def _ring_bytes(self, choice: Choice) -> int:
+        if choice.formats not in self._layer_rooms:
+            self._layer_rooms[choice.formats] = layer_rooms(self.spec, choice.formats)
+        rooms = self._layer_rooms[choice.formats]
+        return ring_bytes([rooms[layer] for layer in choice.disk_layers])
+
     def breakdown(self, choice: Choice) -> Breakdown:
         """Return the bytes of every component of `choice`, without their parts."""
         weights = self._weight_bytes(choice.formats)
         kv_bytes, workspace = self.kv_bytes(choice), self._workspace(choice).total
-        runtime = runtime_bytes(self.runtime, choice.num_threads) + self._loading_excess(choice)
+        runtime = runtime_bytes(self.runtime, _num_threads(choice)) + self._loading_excess(choice)
+        ring, disk = self._ring_bytes(choice), self.disk_bytes(choice)
         return Breakdown(
-            layer_weight_bytes=weights.layers,
+            layer_weight_bytes=weights.layers - disk,
             head_weight_bytes=weights.head,
             embedding_weight_bytes=weights.embedding,
             norm_bytes=weights.norms,
             kv_bytes=kv_bytes,
             workspace_bytes=workspace,
             runtime_bytes=runtime,
-            headroom_bytes=headroom_bytes(weights.total + kv_bytes + workspace + runtime),
+            headroom_bytes=headroom_bytes(weights.total - disk + ring + kv_bytes + workspace + runtime),
+            ring_bytes=ring,
         )
 
     def detailed(self, choice: Choice) -> Breakdown:
@@ -92,11 +115,11 @@ class Pricer:
         return replace(
             self.breakdown(choice),
             parts=(
-                *parts.weight_parts(spec, formats, weights),
+                *parts.weight_parts(spec, formats, weights, choice.disk_layers),
                 *parts.kv_parts(spec, formats, num_blocks=choice.num_blocks, concurrency=choice.concurrency),
                 *parts.workspace_parts(self._workspace(choice)),
-                *parts.process_parts(self.runtime, choice.num_threads, self._loading_excess(choice)),
-                *parts.file_parts(spec, formats, self.runtime, weights),
+                *parts.process_parts(self.runtime, _num_threads(choice), self._loading_excess(choice)),
+                *parts.file_parts(spec, formats, self.runtime, weights, choice.disk_layers),
             ),
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from openautoglm.memory.kv import can_have_kv_format
-from openautoglm.planner import candidates
+from openautoglm.planner import candidates, offload
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.planner.quality_costs import MEASURED_ON, describe_cost
 from openautoglm.spec.formats import (
@@ -28,6 +28,7 @@ def explain(pricer: Pricer, machine: MachineSpec, goal: Goal, plan: Plan) -> tup
         *_budget(machine, goal, plan),
         *_objective(goal),
         *_format(pricer, goal, plan),
+        *offload.reason(goal, plan),
         *_kv(pricer, goal, plan),
         *_context(pricer, goal, plan),
         *_concurrency(goal, plan),
@@ -178,4 +179,5 @@ def _choice(plan: Plan) -> Choice:
         max_step_tokens=plan.max_step_tokens,
         max_step_rows=plan.max_step_rows,
         num_threads=plan.num_threads,
+        disk_layers=() if plan.offload is None else plan.offload.layers,
     )

@@ -14,10 +14,11 @@ from openautoglm.units import format_bytes
 class MeasuredMemory:
     """What a loaded engine really took.
 
-    `weight_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations, of which `untouched_bytes` have
-    not been written yet; `runtime_bytes` is the process tree before loading; `resident_bytes` is the tree's
-    proportional set size now, `peak_bytes` its largest so far. `parts` are those of a breakdown that can be measured
-    alone; `detail` is empty.
+    `weight_bytes`, `ring_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations, of which
+    `untouched_bytes` have not been written yet; `runtime_bytes` is the process tree before loading; `resident_bytes` is
+    the tree's proportional set size now, `peak_bytes` its largest so far. `parts` are those of a breakdown that can be
+    measured alone; `detail` is empty. `direct_reads`: weights on disk are read past the page cache; None where none are
+    on disk.
     """
 
     weight_bytes: int
@@ -28,12 +29,14 @@ class MeasuredMemory:
     resident_bytes: int
     peak_bytes: int
     parts: tuple[Part, ...] = ()
+    ring_bytes: int = 0
+    direct_reads: bool | None = None
 
     @property
     def accounted_bytes(self) -> int:
         """The sum of the components, as far as they are in memory."""
-        allocated_bytes = self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes
-        return allocated_bytes - self.untouched_bytes
+        weight_bytes = self.weight_bytes + self.ring_bytes
+        return weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes - self.untouched_bytes
 
     @property
     def unaccounted_bytes(self) -> int:
@@ -54,9 +57,11 @@ def receipt_table(plan: Plan, measured: MeasuredMemory) -> str:
     for name, bytes_ in (("resident now", measured.resident_bytes), ("peak so far", measured.peak_bytes)):
         share = _percent(bytes_, planned.peak_bytes)
         cells.append((f"  {name}", format_bytes(planned.peak_bytes), format_bytes(bytes_), share, ""))
-    return "\n".join(
-        [f"receipt for {plan.model}", *columns([("  component", "planned", "measured", "share", ""), *cells])]
-    )
+    lines = [f"receipt for {plan.model}", *columns([("  component", "planned", "measured", "share", ""), *cells])]
+    if measured.direct_reads is not None:
+        how = "direct, past the page cache" if measured.direct_reads else "through the page cache: no direct reads here"
+        lines.append(f"  reads of weights on disk: {how}")
+    return "\n".join(lines)
 
 
 def receipt_as_dict(plan: Plan, measured: MeasuredMemory) -> dict[str, object]:
@@ -75,6 +80,7 @@ def receipt_as_dict(plan: Plan, measured: MeasuredMemory) -> dict[str, object]:
         "schema_version": SCHEMA_VERSION,
         "model": plan.model,
         "components": comparisons,
+        "direct_reads": measured.direct_reads,
         "untouched_bytes": measured.untouched_bytes,
         "unaccounted_bytes": measured.unaccounted_bytes,
         "resident_bytes": measured.resident_bytes,
@@ -97,6 +103,7 @@ def _components(plan: Plan, measured: MeasuredMemory) -> list[tuple[str, int, in
     planned = plan.breakdown
     return [
         ("weights", planned.weight_bytes, measured.weight_bytes),
+        *([("weights: ring", planned.ring_bytes, measured.ring_bytes)] if planned.ring_bytes else []),
         ("KV cache", planned.kv_bytes, measured.kv_bytes),
         ("workspace", planned.workspace_bytes, measured.workspace_bytes),
         ("runtime", planned.runtime_bytes, measured.runtime_bytes),

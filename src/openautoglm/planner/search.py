@@ -7,13 +7,14 @@ from dataclasses import replace
 from openautoglm.errors import DoesNotFitError
 from openautoglm.memory.runtime import RuntimeNeeds
 from openautoglm.memory.weights import num_active_parameters, num_parameters
-from openautoglm.planner import candidates, nearest, reasons
+from openautoglm.planner import candidates, nearest, offload, reasons
 from openautoglm.planner.explain import component_table
 from openautoglm.planner.limits import largest_concurrency, largest_context
 from openautoglm.planner.price import Choice, Pricer
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.machine import MachineSpec
+from openautoglm.spec.offload import OffloadPlan
 from openautoglm.spec.plan import Plan
 from openautoglm.units import format_bytes
 
@@ -42,7 +43,7 @@ def make_plan(
     pricer = Pricer(spec, runtime)
     chosen = _choose(pricer, goal, budget_bytes, num_threads)
     if chosen is not None:
-        plan = _plan(pricer, chosen, budget_bytes, model, unsupported)
+        plan = _plan(pricer, chosen, budget_bytes, model, unsupported, offload.describe(pricer, goal, chosen))
         return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
     raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads)
 
@@ -50,9 +51,11 @@ def make_plan(
 def _choose(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> Choice | None:
     """Return the best choice that fits, None if none does."""
     if goal.objective is Objective.CONTEXT and goal.context_tokens is None:
-        return _longest(pricer, goal, budget_bytes, num_threads)
+        longest = _longest(pricer, goal, budget_bytes, num_threads)
+        if longest is not None:
+            return longest
     first: Choice | None = None
-    for choice in candidates.choices(pricer.spec, goal, num_threads):
+    for choice in offload.choices(pricer, goal, budget_bytes, num_threads):
         first = first or choice
         if pricer.fits(choice, budget_bytes):
             return _grow(pricer, goal, choice, budget_bytes) if choice == first else choice
@@ -80,7 +83,7 @@ def _grow(pricer: Pricer, goal: Goal, choice: Choice, budget_bytes: int) -> Choi
 
     More sequences answer each more slowly, so that they grow only where no objective speaks against it.
     """
-    if goal.memory_bytes is None or goal.objective is Objective.THROUGHPUT:
+    if goal.memory_bytes is None or goal.objective is Objective.THROUGHPUT or choice.disk_layers != goal.placement.disk:
         return choice
     spec = pricer.spec
     if goal.context_tokens is None:
@@ -100,7 +103,14 @@ def _grow(pricer: Pricer, goal: Goal, choice: Choice, budget_bytes: int) -> Choi
     return choice
 
 
-def _plan(pricer: Pricer, choice: Choice, budget_bytes: int, model: str, unsupported: tuple[str, ...]) -> Plan:
+def _plan(
+    pricer: Pricer,
+    choice: Choice,
+    budget_bytes: int,
+    model: str,
+    unsupported: tuple[str, ...],
+    offload_plan: OffloadPlan | None,
+) -> Plan:
     spec = pricer.spec
     return Plan(
         model=model,
@@ -118,6 +128,7 @@ def _plan(pricer: Pricer, choice: Choice, budget_bytes: int, model: str, unsuppo
         num_threads=choice.num_threads,
         budget_bytes=budget_bytes,
         breakdown=pricer.detailed(choice),
+        offload=offload_plan,
         unsupported=unsupported,
     )
 
@@ -127,7 +138,7 @@ def _does_not_fit(
 ) -> DoesNotFitError:
     smallest = list(candidates.choices(pricer.spec, goal, num_threads))[-1]
     needed = pricer.total_bytes(smallest)
-    plan = _plan(pricer, smallest, budget_bytes, model, ())
+    plan = _plan(pricer, smallest, budget_bytes, model, (), offload.describe(pricer, goal, smallest))
     source = "given by --memory" if goal.memory_bytes else reasons.free_memory(machine)
     suggestions = nearest.suggestions(pricer, goal, budget_bytes, model, num_threads)
     width = max(len(suggestion.command) for suggestion in suggestions)

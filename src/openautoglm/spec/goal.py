@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
+from openautoglm.spec.offload import OffloadMode, Placement
 
 
 class Objective(StrEnum):
@@ -28,6 +29,8 @@ class Goal:
     `memory_bytes` is the budget of the whole process tree. `context_tokens` is per sequence, `concurrency` the number
     of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step. `kv` is the format
     of the KV cache. `objective` decides between candidates for what is None; without one, the defaults balance them.
+    `offload` says when layers may stay on disk, `placement` which ones do or do not in any case, `offload_directory`
+    where (None: with the packed weights of earlier loads).
     """
 
     memory_bytes: int | None = None
@@ -41,3 +44,6 @@ class Goal:
     chunk_tokens: int | None = None
     num_threads: int | None = None
     objective: Objective | None = None
+    offload: OffloadMode = OffloadMode.AUTO
+    placement: Placement = field(default_factory=Placement)
+    offload_directory: str | None = None

@@ -7,6 +7,7 @@ from typing import TypedDict
 from openautoglm.errors import ConfigError
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal, Objective
+from openautoglm.spec.offload import OffloadMode, Placement, parse_placement
 from openautoglm.units import parse_bytes
 
 
@@ -25,6 +26,9 @@ class GoalSettings(TypedDict, total=False):
     threads: int | None
     chunk: int | None
     objective: str | None
+    offload: str
+    place: str | None
+    offload_dir: str | None
 
 
 def make_goal(settings: GoalSettings) -> Goal:
@@ -38,6 +42,9 @@ def make_goal(settings: GoalSettings) -> Goal:
         wrong = isinstance(value, bool) or not isinstance(value, int | None)
         if wrong and name in ("context", "concurrency", "group", "threads", "chunk"):
             raise ConfigError(f"{name} must be an integer, got {value!r}")
+        if name in ("place", "offload_dir") and not isinstance(value, str | None):
+            raise ConfigError(f"{name} must be text, got {value!r}")
+    place = settings.get("place")
     try:
         return Goal(
             memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
@@ -51,10 +58,13 @@ def make_goal(settings: GoalSettings) -> Goal:
             num_threads=settings.get("threads"),
             chunk_tokens=settings.get("chunk"),
             objective=None if objective is None else Objective(objective),
+            offload=OffloadMode(settings.get("offload", "auto")),
+            placement=Placement() if place is None else parse_placement(place),
+            offload_directory=settings.get("offload_dir"),
         )
     except ValueError as error:
         raise ConfigError(
             f"{error}: quant is auto, bf16, int8, int4 or nf4; activations is group or token; "
             "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable; "
-            "objective is latency, throughput, quality or context"
+            "objective is latency, throughput, quality or context; offload is auto, disk or none"
         ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from openautoglm.spec.formats import ModelFormats
+from openautoglm.spec.offload import OffloadPlan
 
 BLOCK_TOKENS = 16
 
@@ -37,7 +38,8 @@ class Breakdown:
     """Bytes per component of host memory; `headroom_bytes` is left free on purpose and is part of the total.
 
     `tier_bytes` is what prefix and spill tiers keep in host memory beside the KV pool. `parts` split weights, KV cache,
-    workspace and runtime further, and add what a load leaves in the page cache and on disk.
+    workspace and runtime further, and add what a load leaves in the page cache and on disk. Weights are those in
+    memory; `ring_bytes` is what weights on disk are read into.
     """
 
     layer_weight_bytes: int
@@ -49,17 +51,19 @@ class Breakdown:
     runtime_bytes: int
     headroom_bytes: int
     tier_bytes: int = 0
+    ring_bytes: int = 0
     parts: tuple[Part, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
-        """All weights: layers, head, embeddings, norms and biases."""
+        """All weights in memory: layers, head, embeddings, norms and biases."""
         return self.layer_weight_bytes + self.head_weight_bytes + self.embedding_weight_bytes + self.norm_bytes
 
     @property
     def peak_bytes(self) -> int:
         """The predicted peak: everything but headroom."""
-        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes + self.tier_bytes
+        beside = self.ring_bytes + self.tier_bytes
+        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes + beside
 
     @property
     def total_bytes(self) -> int:
@@ -80,7 +84,7 @@ class Plan:
     """Settings of a load with their price. `runnable` False: described only, `unsupported` names why.
 
     `num_blocks` KV blocks of BLOCK_TOKENS tokens hold `concurrency` sequences of `context_tokens`.
-    `max_step_tokens` and `max_step_rows` bound one step, and with it the workspace.
+    `max_step_tokens` and `max_step_rows` bound one step, and with it the workspace. `offload`: layers on disk.
     """
 
     model: str
@@ -98,6 +102,7 @@ class Plan:
     num_threads: int
     budget_bytes: int
     breakdown: Breakdown
+    offload: OffloadPlan | None = None
     unsupported: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 

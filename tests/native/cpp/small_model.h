@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "decoder.h"
+#include "packed_weights.h"
 
 // Numbers in [-1, 1) that are the same everywhere.
 struct Noise {
@@ -76,23 +77,30 @@ inline oag::DecoderConfig describe(const ModelSize& size, const Form& form, Nois
   return config;
 }
 
-inline Model make_model(const ModelSize& size, const Form& form, int num_threads) {
+// Layers of which `file` is given and bit `index` of `disk_layers` is set stay in it; the ring holds one matrix.
+inline Model make_model(const ModelSize& size, const Form& form, int num_threads, PackedWeights* file = nullptr,
+                        unsigned disk_layers = 0) {
   Noise noise{7};
   std::vector<oag::MatrixShape> shapes{{form.edges, size.vocabulary, size.hidden, 0}};
   for (int index = 0; index < size.layers; ++index) {
-    shapes.push_back({form.layers, (size.heads + 2) * size.head_dim, size.hidden, form.group});
-    shapes.push_back({form.layers, size.hidden, size.heads * size.head_dim, form.group});
-    shapes.push_back({form.layers, 2 * size.intermediate, size.hidden, form.group});
-    shapes.push_back({form.layers, size.hidden, size.intermediate, form.group});
+    const bool on_disk = (disk_layers >> index & 1) != 0;
+    shapes.push_back({form.layers, (size.heads + 2) * size.head_dim, size.hidden, form.group, on_disk});
+    shapes.push_back({form.layers, size.hidden, size.heads * size.head_dim, form.group, on_disk});
+    shapes.push_back({form.layers, 2 * size.intermediate, size.hidden, form.group, on_disk});
+    shapes.push_back({form.layers, size.hidden, size.intermediate, form.group, on_disk});
   }
   Model model;
   model.pool = std::make_shared<oag::ThreadPool>(num_threads, true);
-  const auto weights = std::make_shared<oag::WeightStore>(model.pool, shapes);
+  constexpr size_t kRingBytes = size_t{1} << 18;
+  const auto weights = std::make_shared<oag::WeightStore>(model.pool, shapes, file == nullptr ? 0 : kRingBytes);
   for (size_t index = 0; index < shapes.size(); ++index) {
+    const auto number = static_cast<int64_t>(index);
+    const uint8_t* staged = shapes[index].on_disk ? weights->stage(number) : nullptr;
     const auto rows = noise.values(shapes[index].num_outputs * shapes[index].num_inputs, 0.2f);
-    CHECK(weights->pack(static_cast<int64_t>(index), 0, 1, shapes[index].num_outputs, rows.data(),
-                        oag::SourceType::kF32) == -1);
+    CHECK(weights->pack(number, 0, 1, shapes[index].num_outputs, rows.data(), oag::SourceType::kF32) == -1);
+    if (staged != nullptr) file->add(staged, weights->matrix_bytes(number));
   }
+  if (file != nullptr) weights->open_stream(file->source(2), file->order);
   const oag::DecoderConfig config = describe(size, form, noise);
   model.kv = std::make_shared<oag::KvPool>(size.rows * size.table_width, oag::kv_block_bytes(config), size_t{1} << 20);
   model.decoder = std::make_unique<oag::Decoder>(model.pool, weights, model.kv, config, "");
