@@ -253,6 +253,7 @@ def test_the_command_prints_parts_and_devices():
         (["demo", "--train", "full", "--context", "64"], "mean nothing with --train"),
         (["demo", "--train", "lora", "--lora-targets", "q,z"], "got z"),
         (["demo", "--train", "full", "--server"], "--server means nothing"),
+        (["demo", "--train", "full", "--place", "layers.1=disk"], "mean nothing with --train"),
         (["--table", "--train", "full"], "leave MODEL and --train out"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from openautoglm.cli.goal_options import goal_options
+from openautoglm.cli.plan import plan_command
 from openautoglm.errors import ConfigError, DoesNotFitError
 from openautoglm.memory.offload import layer_disk_bytes, layer_rooms, ring_bytes
 from openautoglm.planner.explain import plan_as_dict, plan_table
@@ -212,3 +213,12 @@ def test_the_options_make_a_goal():
     CliRunner().invoke(capture, words, catch_exceptions=False)
     assert seen[0] == Goal(offload=OffloadMode.DISK, placement=Placement(disk=(1, 2)), offload_directory="/some/where")
     assert CliRunner().invoke(capture, ["--offload", "gpu"]).exit_code == 2
+    CliRunner().invoke(capture, ["--offload"], catch_exceptions=False)
+    assert seen[1].offload is OffloadMode.DISK
+
+
+@pytest.mark.parametrize("words", [["--offload", "disk"], ["--place", "layers.1=disk"], ["--offload-dir", "/x"]])
+def test_devices_that_are_only_described_have_no_disk(words):
+    result = CliRunner().invoke(plan_command, ["demo", "--device", "8GiB", *words])
+    assert isinstance(result.exception, ConfigError)
+    assert words[0] in str(result.exception)

@@ -56,10 +56,12 @@ _OPTIONS = (
     click.option(
         "--offload",
         type=click.Choice([mode.value for mode in OffloadMode]),
+        is_flag=False,
+        flag_value=OffloadMode.DISK.value,
         default=OffloadMode.AUTO.value,
         show_default=True,
-        help="Layers on disk, read by every step: auto: if nothing else fits; disk: rather than a smaller format, "
-        "context or fewer sequences; none: never.",
+        help="Layers on disk, read by every step: auto: if nothing else fits; disk (or no value): rather than a "
+        "smaller format, context or fewer sequences; none: never. In plan --train: optimizer states on the host.",
     ),
     click.option(
         "--place",

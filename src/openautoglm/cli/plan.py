@@ -72,7 +72,14 @@ def plan_command(
 
 
 # Options and the goal's fields that they set.
-_FIELDS_OF_THIS_MACHINE = {"memory": "memory_bytes", "threads": "num_threads", "objective": "objective"}
+_FIELDS_OF_THIS_MACHINE = {
+    "memory": "memory_bytes",
+    "threads": "num_threads",
+    "objective": "objective",
+    "offload": "offload",
+    "place": "placement",
+    "offload_dir": "offload_directory",
+}
 _FIELDS = {
     **_FIELDS_OF_THIS_MACHINE,
     "context": "context_tokens",

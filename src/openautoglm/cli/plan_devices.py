@@ -73,6 +73,9 @@ def _check(goal: Goal, devices_bytes: Sequence[int]) -> None:
         ("--memory", goal.memory_bytes),
         ("--threads", goal.num_threads),
         ("--objective", goal.objective),
+        ("--offload", None if goal.offload is Goal().offload else goal.offload),
+        ("--place", None if goal.placement == Goal().placement else goal.placement),
+        ("--offload-dir", goal.offload_directory),
     ):
         if value is not None:
             raise ConfigError(f"{name} means nothing for a device: leave it out, or leave --device and --table out")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
 from openautoglm.errors import ConfigError
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import OffloadMode
 
 if TYPE_CHECKING:
     from openautoglm.memory.training import TrainingBytes, TrainingSetup
@@ -36,14 +37,11 @@ _OPTIONS = (
     click.option(
         "--num-devices", type=click.IntRange(min=1), metavar="N", help="Training: devices that ZeRO divides by."
     ),
-    click.option(
-        "--offload", is_flag=True, help="Training: optimizer states (with ZeRO 3 parameters too) on the host."
-    ),
     click.option("--lora-rank", type=click.IntRange(min=1), metavar="N", help="Training: rank of adapters (16)."),
     click.option("--lora-targets", metavar="NAMES", help="Training: q,k,v,o,gate,up,down or some of them (all)."),
 )
 _NAMES = (
-    "train", "batch", "seq", "optimizer", "precision", "gradients", "checkpointing", "zero", "num_devices", "offload",
+    "train", "batch", "seq", "optimizer", "precision", "gradients", "checkpointing", "zero", "num_devices",
     "lora_rank", "lora_targets",
 )  # fmt: skip
 
@@ -65,12 +63,16 @@ def training_options(command: Callable[..., object]) -> Callable[..., object]:
 def show_training(
     model: str, training: dict[str, object], goal: Goal, devices_bytes: Sequence[int], *, as_json: bool
 ) -> None:
-    """Print what a training step takes on each device, and whether it fits devices of these sizes."""
+    """Print what a training step takes on each device, and whether it fits devices of these sizes.
+
+    The goal's offload, which is one option for both, means the host here: optimizer states, with ZeRO 3 parameters too.
+    """
     from openautoglm.checkpoint.hub import parse_reference, resolve_config
     from openautoglm.families.registry import describe
     from openautoglm.memory.training import training_bytes
     from openautoglm.planner.explain import SCHEMA_VERSION
 
+    offload, goal = goal.offload is OffloadMode.DISK, replace(goal, offload=OffloadMode.AUTO)
     if goal != Goal():
         raise ConfigError(
             "options of inference (--memory, --context, --quant and so on) mean nothing with --train: use --batch, "
@@ -80,7 +82,7 @@ def show_training(
         names = ", ".join(f"--{name.replace('_', '-')}" for name in training)
         raise ConfigError(f"{names} mean nothing without --train: add --train full, lora or qlora")
     spec = describe(resolve_config(model)[0])
-    setup = _setup(training, spec.max_positions)
+    setup = _setup(training, spec.max_positions, offload=offload)
     found = training_bytes(spec, setup)
     fits = {size: found.peak_bytes <= size for size in devices_bytes}
     if as_json:
@@ -92,7 +94,7 @@ def show_training(
         click.echo(_table(model, setup, found, fits))
 
 
-def _setup(training: dict[str, object], max_positions: int) -> TrainingSetup:
+def _setup(training: dict[str, object], max_positions: int, *, offload: bool) -> TrainingSetup:
     from openautoglm.memory.activations import LORA_TARGETS
     from openautoglm.memory.training import Optimizer, Precision, TrainingMethod, TrainingSetup
 
@@ -111,7 +113,7 @@ def _setup(training: dict[str, object], max_positions: int) -> TrainingSetup:
         checkpointing="checkpointing" in training,
         zero=int(str(training.get("zero", 0))),
         num_devices=int(str(training.get("num_devices", 1))),
-        offload="offload" in training,
+        offload=offload,
         lora_rank=int(str(training.get("lora_rank", 16))),
         lora_targets=LORA_TARGETS if targets is None else tuple(str(targets).split(",")),
     )
