@@ -23,7 +23,7 @@ from pathlib import Path
 from openautoglm.families.registry import describe
 from openautoglm.probe.cpu import probe_cpu
 from peers.protocol import Job
-from peers.report import compare, raw_rounds, summary
+from peers.report import compare, raw_rounds, rounds_from_raw, summary
 from peers.rounds import Contender, Round, prepare, run_round
 from peers.shapes import DEFAULT_SHAPE, ROOT, SOURCES, Shape, prepare_shape
 from peers.table import markdown
@@ -46,6 +46,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--repetitions", type=int, default=3, help="prompts of a round, besides a first one")
     parser.add_argument("--prepare", action="store_true", help="install and convert, and run nothing")
+    parser.add_argument("--resume", action="store_true", help="add to the rounds of a run of today that was cut short")
     parser.add_argument("--label", default="", help="added to the names of the result files")
     parser.add_argument("--note", default="", help="a sentence for the table, such as what else was running")
     parser.add_argument("--cache", type=Path, default=CACHE)
@@ -80,6 +81,33 @@ def make_job(options: argparse.Namespace, shape: Shape) -> Job:
     )
 
 
+def result_file(options: argparse.Namespace, shape: Shape) -> Path:
+    """Return where today's JSON lies; the Markdown lies beside it."""
+    stem = f"peers-{shape.name}-{datetime.now(UTC).date().isoformat()}{'-' if options.label else ''}{options.label}"
+    target: Path = options.output / f"{stem}.json"
+    return target
+
+
+def plain_job(job: Job) -> dict[str, object]:
+    """Return what all workers share, as JSON gives it back."""
+    fields = {key: value for key, value in asdict(job).items() if key not in ("model", "options")}
+    plain: dict[str, object] = json.loads(json.dumps(fields))
+    return plain
+
+
+def earlier_rounds(options: argparse.Namespace, shape: Shape, job: Job) -> list[Round]:
+    """Return the rounds to add to: none without --resume. Exits where they measured something else."""
+    source = result_file(options, shape)
+    if not options.resume:
+        return []
+    if not source.exists():
+        sys.exit(f"there is no {source} to add to: leave --resume out")
+    document = json.loads(source.read_text())
+    if document["job"] != plain_job(job):
+        sys.exit(f"{source} measured {document['job']}, this is {plain_job(job)}: use the same options")
+    return rounds_from_raw(document["rounds"])
+
+
 def write_report(
     options: argparse.Namespace,
     shape: Shape,
@@ -96,16 +124,16 @@ def write_report(
     comparisons = compare(rounds, [contender.variant for contender in contenders], job)
     document = {
         **heading,
-        "job": {key: value for key, value in asdict(job).items() if key not in ("model", "options")},
+        "job": plain_job(job),
         "variants": rows,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "left_out": failures,
         "rounds": raw_rounds(rounds),
     }
-    stem = f"peers-{shape.name}-{date}{'-' if options.label else ''}{options.label}"
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
-    target: Path = options.output / f"{stem}.md"
+    source = result_file(options, shape)
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(json.dumps(document, indent=1) + "\n")
+    target = source.with_suffix(".md")
     target.write_text(markdown(heading, rows, comparisons, rounds, job, failures))
     return target
 
@@ -121,8 +149,8 @@ def main() -> None:
         sys.exit(1 if failures else 0)
     if not contenders:
         sys.exit("nothing to run")
-    rounds: list[Round] = []
-    for index in range(options.rounds):
+    rounds = earlier_rounds(options, shape, job)
+    for index in range(len(rounds), len(rounds) + options.rounds):
         finished = tuple(rounds)
         for growing in run_round(contenders, index, failures):
             rounds = [*finished, growing]

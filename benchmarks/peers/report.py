@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from openautoglm.bench.roofline import Roofline
 from openautoglm.spec.arch import ArchSpec
 from peers.limits import decode_need, prefill_need
-from peers.protocol import Job, Outcome
+from peers.protocol import Job, Outcome, outcome_from_json
 from peers.rounds import Contender, Round
 from peers.variants import OURS, Variant
 
@@ -151,4 +154,16 @@ def raw_rounds(rounds: Sequence[Round]) -> list[Mapping[str, object]]:
             "outcomes": {name: asdict(outcome) for name, outcome in one.outcomes.items()},
         }
         for one in rounds
+    ]
+
+
+def rounds_from_raw(raw: Sequence[Mapping[str, Any]]) -> list[Round]:
+    """Return the rounds that `raw_rounds` made plain, as JSON gives them back."""
+    return [
+        Round(
+            roofline=Roofline(**one["roofline"]),
+            outcomes={name: outcome_from_json(json.dumps(outcome)) for name, outcome in one["outcomes"].items()},
+            others_busy_cores=one["others_busy_cores"],
+        )
+        for one in raw
     ]
