@@ -20,7 +20,7 @@ from ablated.variants import AblatedEngine, ContiguousPool, HighWater, Variant, 
 from ablated.workload import WorkloadShape, make_workload
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import GenerationRequest
-from openautoglm.errors import EngineError
+from openautoglm.errors import OverloadedError
 from openautoglm.llm import LLM
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.sampling import SamplingParams
@@ -170,9 +170,8 @@ def test_a_request_takes_its_range_when_it_is_admitted(opened):
     engine.abort("b")
 
     engine = AblatedEngine(opened, CONTIGUOUS, watch, max_running=2, num_blocks=4)
-    engine.add(GenerationRequest(request_id="a", prompt_tokens=(7,) * 20, sampling=sampling))
-    with pytest.raises(EngineError, match="needs 5 blocks"):
-        engine.step()
+    with pytest.raises(OverloadedError, match="may need 5 blocks"):
+        engine.add(GenerationRequest(request_id="a", prompt_tokens=(7,) * 20, sampling=sampling))
 
 
 def test_ranges_cannot_be_shared():
