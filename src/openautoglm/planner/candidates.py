@@ -59,7 +59,7 @@ STRATEGIES: dict[Objective | None, Strategy] = {
     Objective.THROUGHPUT: Strategy(
         kv=(NumberFormat.INT8,),
         context_tokens=4096,
-        concurrencies=(64, 48, 32, 24, 16, 12, *range(8, 0, -1)),
+        concurrencies=tuple(range(64, 0, -1)),
     ),
     Objective.QUALITY: Strategy(
         weights=(
