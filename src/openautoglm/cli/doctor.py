@@ -238,11 +238,12 @@ def _model_findings(model: str, machine: MachineSpec) -> Iterator[Finding]:
     from openautoglm.errors import DoesNotFitError, OpenAutoGLMError
     from openautoglm.spec.formats import NumberFormat
     from openautoglm.spec.goal import Goal
+    from openautoglm.spec.offload import OffloadMode
 
     for quant in (NumberFormat.BF16, NumberFormat.INT8, NumberFormat.INT4):
         name = f"fits as {quant}"
         try:
-            plan = prepare(EngineOptions(model=model, goal=Goal(quant=quant))).plan
+            plan = prepare(EngineOptions(model=model, goal=Goal(quant=quant, offload=OffloadMode.NONE))).plan
         except DoesNotFitError as error:
             yield finding(name, "no", f"the nearest that does: {error.suggestions[0]}", WARNING)
             continue
