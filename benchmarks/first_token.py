@@ -41,14 +41,17 @@ print("token", flush=True)
 
 def first_byte_seconds(command: list[str], variables: dict[str, str]) -> float:
     """Return the seconds from a process's start to the first byte on its stdout; raise if it gives none."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
-    assert process.stdout is not None
-    first = process.stdout.read(1)
-    seconds = time.perf_counter() - begin
-    _, errors = process.communicate()
-    if not first:
-        raise SystemExit(f"{command[:4]} answered nothing: {errors.decode()[-500:]}")
+    # A file takes any number of log lines; a pipe that nobody reads would stop the process.
+    with tempfile.TemporaryFile() as log:
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=variables)
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - begin
+        process.communicate()
+        log.seek(0)
+        if not first:
+            raise SystemExit(f"{command[:4]} answered nothing: {log.read().decode(errors='replace')[-500:]}")
     return seconds
 
 
