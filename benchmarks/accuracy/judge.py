@@ -25,7 +25,9 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     directory = make_checkpoint(cell.shape, work)
     command = [sys.executable, str(Path(__file__).with_name("load.py")), str(directory), cell.weights, cell.kv]
     command += [str(cell.context_tokens), str(cell.concurrency)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}
+    # The package itself comes from wherever this process has it: installed, or on the path that it was given.
+    paths = [str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     tree_peak = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None:
