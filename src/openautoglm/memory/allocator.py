@@ -1,7 +1,7 @@
 """The C library's allocator in the processes that are ours: few arenas, freed memory given back.
 
 glibc gives threads arenas of their own and keeps what is freed in them; under a hard budget that is memory nobody can
-have. Elsewhere (musl, other systems) these functions do nothing. Source: mallopt(3), malloc_trim(3), mallinfo(3).
+have. Elsewhere (musl, other systems) these functions do nothing. Source: mallopt(3), malloc_trim(3).
 """
 
 from __future__ import annotations
@@ -17,15 +17,6 @@ MAX_ARENAS = 2
 # glibc from raising it by itself.
 MAPPED_BYTES = 256 * KIB
 KEPT_BYTES = 2 * MIB
-
-
-class _MallInfo2(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    )  # fmt: skip
 
 
 def bound_allocator() -> bool:
@@ -47,21 +38,6 @@ def trim_allocator() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
-
-
-def allocator_usage() -> dict[str, int]:
-    """Return bytes in the arenas, in use and free, and in mappings of their own; nothing without glibc 2.33."""
-    library = _glibc()
-    if library is None or not hasattr(library, "mallinfo2"):
-        return {}
-    library.mallinfo2.restype = _MallInfo2
-    found = library.mallinfo2()
-    return {
-        "arena_bytes": int(found.arena),
-        "used_bytes": int(found.uordblks),
-        "free_bytes": int(found.fordblks),
-        "mapped_bytes": int(found.hblkhd),
-    }
 
 
 @cache
