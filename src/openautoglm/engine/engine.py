@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from openautoglm.engine.admission import AdmissionLimits, make_request
+from openautoglm.engine.admission import AdmissionLimits
 from openautoglm.engine.batch import build_batch
 from openautoglm.engine.blocks import BlockPool
-from openautoglm.engine.charges import LEAST_SPACE_BYTES, RequestCharges
+from openautoglm.engine.charges import LEAST_SPACE_BYTES
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest
+from openautoglm.engine.events import end_event, token_event
 from openautoglm.engine.explain import RequestHistory, make_record
 from openautoglm.engine.gate import DeadlineGate
+from openautoglm.engine.intake import Intake
 from openautoglm.engine.logprobs import Logprobs, token_logprobs
-from openautoglm.engine.pace import Pace
 from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
@@ -23,9 +24,7 @@ from openautoglm.errors import (
     DeadlineError,
     EngineError,
     InvalidRequestError,
-    MemoryPressureError,
     OutOfMemoryError,
-    OverloadedError,
     StepRefusedError,
     WeightReadError,
 )
@@ -62,7 +61,6 @@ class Engine:
         if len(block_tokens) != 1:
             raise EngineError(f"the cache groups must share one block size, got {sorted(block_tokens)} tokens")
         self._executor = executor
-        self._tokenizer = tokenizer
         self._num_groups = len(layout.groups)
         self._pool = BlockPool(layout.num_blocks, block_tokens.pop())
         rows = min(layout.max_step_rows, layout.max_step_tokens)
@@ -81,14 +79,19 @@ class Engine:
             self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running, clock=clock
         )
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
-        self._charges = RequestCharges(request_space_bytes, context_tokens=self.limits.context_tokens)
+        self._intake = Intake(
+            self.limits,
+            tokenizer,
+            self._gate,
+            max_running=self.max_running,
+            max_queued=max_queued,
+            space_bytes=request_space_bytes,
+            clock=clock,
+        )
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
-        self._pace = Pace(clock)
         self.history = RequestHistory()
-        self.refuses = False
-        self.num_refused = self._num_missed_deadlines = 0
-        self._num_arrivals = self._num_steps = self._prompt_tokens = self._generated_tokens = 0
+        self._num_steps = self._generated_tokens = self._num_missed_deadlines = 0
         self._step_seconds = 0.0
 
     @property
@@ -107,6 +110,20 @@ class Engine:
         return self._executor.layout().max_blocks
 
     @property
+    def refuses(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._intake.refuses
+
+    @refuses.setter
+    def refuses(self, value: bool) -> None:
+        self._intake.refuses = value
+
+    @property
+    def num_refused(self) -> int:
+        """How many requests found no room."""
+        return self._intake.num_refused
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to report."""
         return bool(self._events) or self._scheduler.has_work
@@ -119,34 +136,7 @@ class Engine:
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
-        if self.refuses:
-            self.num_refused += 1
-            raise MemoryPressureError(
-                "memory is being taken away from this server, which takes nothing new now: try again later",
-                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
-            )
-        if len(self._requests) >= self.max_running + self.max_queued:
-            self.num_refused += 1
-            raise OverloadedError(
-                f"{len(self._requests)} requests run or wait, which is the limit: try again later",
-                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests) - self.max_running),
-            )
-        now = self._clock()
-        request = make_request(generation, self.limits, self._tokenizer, arrival=self._num_arrivals, now_seconds=now)
-        if request.max_blocks > self._pool.num_blocks:
-            raise OverloadedError(
-                f"{request.request_id} may need {request.max_blocks} blocks of KV cache, and the pool has shrunk to "
-                f"{self._pool.num_blocks} for now: ask for fewer max_tokens, or try again later",
-                retry_after_seconds=self._pace.seconds_until_finished(len(self._requests)),
-            )
-        if self._gate.hopeless(request, now):
-            raise DeadlineError(
-                f"{request.num_prompt_tokens} prompt tokens and the expected answer take longer here than "
-                f"deadline_seconds {request.deadline_seconds:g}, even alone: ask for fewer max_tokens or allow more"
-            )
-        self._charges.take(generation)
-        self._num_arrivals += 1
-        self._prompt_tokens += request.num_prompt_tokens
+        request = self._intake.take(generation, num_requests=len(self._requests), num_blocks=self._pool.num_blocks)
         self._requests[request.request_id] = request
         self._gate.add(request)
         self._scheduler.add(request)
@@ -256,36 +246,8 @@ class Engine:
             text += sequence.text.finish()
             if sequence.text.matched is not None:
                 finish_reason, stop_reason = "stop", sequence.text.matched
-        self._report(sequence, text, token, logprobs, finish_reason, stop_reason)
-
-    def _report(
-        self,
-        sequence: Sequence,
-        text: str,
-        token: int,
-        logprobs: Logprobs,
-        finish_reason: str | None,
-        stop_reason: str | int | None,
-    ) -> None:
-        request = sequence.request
         record = None if finish_reason is None else self._finish(sequence, finish_reason)
-        self._events.append(
-            GenerationEvent(
-                request_id=request.request_id,
-                choice=sequence.choice,
-                text=text,
-                tokens=(token,),
-                logprobs=logprobs,
-                finish_reason=finish_reason,
-                stop_reason=stop_reason,
-                prompt_tokens=request.num_prompt_tokens,
-                cached_tokens=request.num_cached_tokens,
-                completion_tokens=sequence.num_generated,
-                queue_seconds=request.queue_seconds,
-                prefill_seconds=request.prefill_seconds,
-                record=record,
-            )
-        )
+        self._events.append(token_event(sequence, text, token, logprobs, finish_reason, stop_reason, record))
 
     def _end_request(
         self, request: Request, finish_reason: str, error: str | None, *, error_kind: str | None = None
@@ -296,20 +258,7 @@ class Engine:
             if sequence.state is SequenceState.FINISHED:
                 continue
             record = self._finish(sequence, finish_reason)
-            self._events.append(
-                GenerationEvent(
-                    request_id=request.request_id,
-                    choice=sequence.choice,
-                    text=sequence.text.finish(),
-                    finish_reason=finish_reason,
-                    error=error,
-                    error_kind=error_kind,
-                    prompt_tokens=request.num_prompt_tokens,
-                    cached_tokens=request.num_cached_tokens,
-                    completion_tokens=sequence.num_generated,
-                    record=record,
-                )
-            )
+            self._events.append(end_event(sequence, finish_reason, record, error_kind=error_kind))
 
     def _finish(self, sequence: Sequence, finish_reason: str) -> RequestRecord | None:
         """End a choice; return the record of its request if that has ended with it and the ladder had touched it."""
@@ -323,8 +272,7 @@ class Engine:
             return None
         request.end_seconds = now
         del self._requests[request.request_id]
-        self._charges.release(request.request_id)
-        self._pace.request_finished()
+        self._intake.release(request.request_id)
         record = make_record(request, now)
         self.history.add(record)
         return record if request.rungs else None
@@ -378,7 +326,7 @@ class Engine:
             num_cached_blocks=self._pool.num_cached,
             prefix_query_tokens=scheduler.prefix_query_tokens,
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=self._intake.prompt_tokens,
             generated_tokens=self._generated_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_steps=self._num_steps,
