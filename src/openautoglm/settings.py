@@ -148,6 +148,8 @@ SETTINGS = (
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),
     SettingSpec(name="admin_key", default=None, check=_text, help="Key for /admin.", secret=True),
+    SettingSpec(name="metrics_key", default=None, check=_text, help="Key for /metrics.", secret=True),
+    SettingSpec(name="keys_file", default=None, check=_text, help="File of API keys, made by `openautoglm keys`."),
 )
 _SPECS = {spec.name: spec for spec in SETTINGS}
 # Variables with this prefix that are no settings: the kernels' own switch, and homes of files.

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import httpx
 import openai
 import uvicorn
+from starlette.types import ASGIApp
 
+from openautoglm.serve.access import Access, AccessOptions
 from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.listener import open_listener
@@ -48,6 +50,7 @@ class Live:
     engine: SmallEngine
     context: ServeContext
     tokenizer: Tokenizer
+    app: ASGIApp
     loop: asyncio.AbstractEventLoop
     # One client for all requests: making one costs more than a request.
     http: httpx.Client
@@ -89,7 +92,12 @@ def make_tokenizer(directory: Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def live_server(
-    tokenizer: Tokenizer, *, template: ChatTemplate | None = None, context_tokens: int = 512, **settings: object
+    tokenizer: Tokenizer,
+    *,
+    template: ChatTemplate | None = None,
+    context_tokens: int = 512,
+    access: AccessOptions | None = None,
+    **settings: object,
 ) -> Iterator[Live]:
     """Run a server until the block ends."""
     engine = SmallEngine(tokenizer, context_tokens=context_tokens)
@@ -102,10 +110,12 @@ def live_server(
         default_sampling=DEFAULTS,
         settings=EdgeSettings(model_names=("small", "org/alias"), **settings),  # type: ignore[arg-type]
         metrics=Metrics("small"),
+        access=Access(access),
     )
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    config = uvicorn.Config(create_app(context), log_level="warning", access_log=False, lifespan="off")
+    app = create_app(context)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -121,7 +131,7 @@ def live_server(
             time.sleep(0.005)
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=30) as client:
-            yield Live(url, port, engine, context, tokenizer, loops[0], client)
+            yield Live(url, port, engine, context, tokenizer, app, loops[0], client)
     finally:
         server.should_exit = True
         server.force_exit = True

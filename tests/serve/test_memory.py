@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from openautoglm.engine.record import ChoiceRecord, RequestRecord
-from openautoglm.serve.settings import key_digest
+from openautoglm.serve.access import AccessOptions
 from openautoglm.text.tokenizer import Tokenizer
 from tests.serve.live import Live, events_of, live_server
 
@@ -17,7 +17,7 @@ ADMIN = {"Authorization": "Bearer adm"}
 
 @pytest.fixture(scope="module")
 def keyed(tokenizer: Tokenizer) -> Iterator[Live]:
-    with live_server(tokenizer, api_key_digest=key_digest("api"), admin_key_digest=key_digest("adm")) as live:
+    with live_server(tokenizer, access=AccessOptions(api_key="api", admin_key="adm")) as live:
         yield live
 
 
@@ -41,16 +41,20 @@ def test_without_an_admin_key_the_path_is_refused(server: Live) -> None:
 
 
 def test_only_the_admin_key_opens_it(keyed: Live) -> None:
-    for headers in ({}, {"Authorization": "Bearer api"}, {"Authorization": "Basic adm"}):
+    for headers, status, code in (
+        ({}, 401, "invalid_api_key"),
+        ({"Authorization": "Bearer api"}, 403, "missing_role"),
+        ({"Authorization": "Basic adm"}, 401, "invalid_api_key"),
+    ):
         answer = keyed.get("/admin/memory", headers=headers)
-        assert answer.status_code == 401, answer.text
-        assert answer.json()["error"]["code"] == "invalid_admin_key"
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["code"] == code
     shown = keyed.get("/admin/memory", headers=ADMIN)
     assert shown.status_code == 200
     assert shown.json()["ledger"] == {"weights": 3}
     assert shown.json()["transitions"] == {"spill": 2}
     # And it opens nothing else.
-    assert keyed.get("/v1/models", headers=ADMIN).status_code == 401
+    assert keyed.get("/v1/models", headers=ADMIN).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ _COMMANDS = {
     "doctor": "Check this machine, with advice for each finding.",
     "ls": "List the models in the local cache.",
     "pull": "Download a model into the local cache.",
+    "keys": "Make, list and revoke API keys of servers.",
     "config": "Show settings and where each value comes from.",
     "completion": "Print the completion script of a shell.",
 }

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from openautoglm.cli.access_options import access_options
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.receipt_option import receipt_option
 from openautoglm.spec.goal import Goal
+
+if TYPE_CHECKING:
+    from openautoglm.serve.access import AccessOptions
 
 
 @click.command("serve")
@@ -19,18 +24,7 @@ from openautoglm.spec.goal import Goal
 @load_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; outside needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
-@click.option(
-    "--api-key",
-    envvar="OPENAUTOGLM_API_KEY",
-    metavar="KEY",
-    help="Key that clients must send; better in OPENAUTOGLM_API_KEY, where other users of this machine do not see it.",
-)
-@click.option(
-    "--admin-key",
-    envvar="OPENAUTOGLM_ADMIN_KEY",
-    metavar="KEY",
-    help="Key for /admin, which is refused without one; better in OPENAUTOGLM_ADMIN_KEY.",
-)
+@access_options
 @click.option(
     "--served-model-name",
     "model_names",
@@ -57,8 +51,7 @@ def serve_command(
     strict: bool,
     host: str,
     port: int,
-    api_key: str | None,
-    admin_key: str | None,
+    access: AccessOptions,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
@@ -87,8 +80,7 @@ def serve_command(
         ),
         host=host,
         port=port,
-        api_key=api_key or None,
-        admin_key=admin_key or None,
+        access=access,
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,

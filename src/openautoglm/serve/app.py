@@ -111,6 +111,7 @@ async def _chat(
         completion_id=answer.id,
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
+        caller=request.scope["caller"],
         meter=meter,
         on_accepted=charge.release,
     )
@@ -143,6 +144,7 @@ async def _completion(
         completion_id=answer.id,
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
+        caller=request.scope["caller"],
         meter=meter,
         on_accepted=charge.release,
     )

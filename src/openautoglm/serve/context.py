@@ -13,6 +13,7 @@ from openautoglm.engine.client import EngineClient, EngineDescription, EngineSta
 from openautoglm.errors import EngineError
 from openautoglm.memory.requests import request_space
 from openautoglm.planner.price import MIN_HEADROOM_BYTES
+from openautoglm.serve.access import Access
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
 from openautoglm.serve.metrics import Metrics
@@ -37,6 +38,7 @@ class ServeContext:
     default_sampling: SamplingParams
     settings: EdgeSettings
     metrics: Metrics
+    access: Access = field(default_factory=Access)
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))
     created_seconds: int = field(default_factory=lambda: int(time.time()))

@@ -9,6 +9,7 @@ from typing import NoReturn, cast
 
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
 from openautoglm.errors import DeadlineError
+from openautoglm.serve.access import Caller
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.prompts import Prompt
@@ -159,6 +160,7 @@ def start(
     completion_id: str,
     priority: int,
     deadline_seconds: float | None,
+    caller: Caller,
     meter: RequestMeter,
     on_accepted: Callable[[], None] = lambda: None,
 ) -> Generation:
@@ -172,6 +174,7 @@ def start(
             prompt_tokens=prompt.tokens,
             sampling=sampling,
             priority=priority,
+            namespace=caller.namespace,
             deadline_seconds=deadline_seconds,
         )
         for index, prompt in enumerate(prompts)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -24,6 +25,7 @@ from openautoglm.memory.allocator import bound_allocator, trim_allocator
 from openautoglm.memory.requests import TEMPLATE_BYTES, RequestSpace, request_space
 from openautoglm.planner.explain import plan_table
 from openautoglm.progress import ProgressCallback
+from openautoglm.serve.access import Access, keep_current
 from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.drain import Drain
@@ -31,7 +33,7 @@ from openautoglm.serve.intake import Intake
 from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
-from openautoglm.serve.settings import EdgeSettings, check_bind, key_digest
+from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
@@ -63,10 +65,14 @@ def serve(
     is ready. `on_loaded` is called in between. Raises `ConfigError` for an address that cannot be served, and whatever
     planning and loading raise.
     """
-    check_bind(options.host, options.api_key)
+    check_bind(options.host, guarded=options.access.guarded)
+    access = Access(options.access)
     bound_allocator()
     # Until the server runs, SIGTERM ends it like Ctrl-C does: nothing is left behind.
     before = signal.signal(signal.SIGTERM, _terminate)
+    if options.access.keys_file is not None:
+        # It asks to read the keys again, which the start does anyway, and would otherwise end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ExitStack() as stack:
             listener = stack.enter_context(open_listener(options.host, options.port))
@@ -84,7 +90,9 @@ def serve(
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
             space = request_space(prepared.plan.breakdown.headroom_bytes)
-            return asyncio.run(_run(options, listener, process, tokenizer, template, sampling, description, space))
+            return asyncio.run(
+                _run(options, access, listener, process, tokenizer, template, sampling, description, space)
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -114,6 +122,7 @@ def _open_text(prepared: Prepared, progress: ProgressCallback | None) -> tuple[T
 
 async def _run(
     options: ServeOptions,
+    access: Access,
     listener: socket.socket,
     process: EngineProcess,
     tokenizer: Tokenizer,
@@ -131,15 +140,16 @@ async def _run(
         default_sampling=sampling,
         settings=EdgeSettings(
             model_names=names,
-            api_key_digest=None if options.api_key is None else key_digest(options.api_key),
-            admin_key_digest=None if options.admin_key is None else key_digest(options.admin_key),
             max_body_bytes=space.max_body_bytes,
             max_requests=description.max_running_requests + description.max_queued_requests + _SPARE_REQUESTS,
             strict=options.engine.strict,
         ),
         metrics=Metrics(names[0]),
+        access=access,
         intake=Intake(space),
     )
+    if options.access.keys_file is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(access.reload_if_changed, force=True))
     try:
         return await _serve_until_stopped(context, listener, process, options.drain_seconds)
     finally:
@@ -159,7 +169,7 @@ async def _serve_until_stopped(
     server = _Server(context, drain_seconds)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))
-    trimming = asyncio.create_task(_trim_when_idle(context.drain))
+    beside = [asyncio.create_task(_trim_when_idle(context.drain)), asyncio.create_task(keep_current(context.access))]
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
@@ -173,9 +183,9 @@ async def _serve_until_stopped(
         await serving
         return 1 if engine_lost else 0
     finally:
-        watching.cancel()
-        trimming.cancel()
-        await asyncio.gather(watching, trimming, return_exceptions=True)
+        for task in (watching, *beside):
+            task.cancel()
+        await asyncio.gather(watching, *beside, return_exceptions=True)
 
 
 async def _trim_when_idle(drain: Drain) -> None:

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, keys, refusal while draining, and the last net for errors. Plain ASGI."""
+"""The outermost layer: request ids, access, refusal while draining, and the last net for errors. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openautoglm.log import get_logger
+from openautoglm.serve.access import role_of
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.keys import Role
 from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply
 
-# Open without a key, and still answered while the server drains. Routes match the same string.
-OPEN_PATHS = frozenset({"/health"})
-# Behind a key of its own, and answered while the server drains.
-ADMIN_PATH = "/admin"
-_UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_RETRY_SECONDS = 10
 
@@ -24,7 +21,7 @@ _logger = get_logger(__name__)
 
 
 class Edge:
-    """Wraps the application; everything but `OPEN_PATHS` needs the key, whether such a path exists or not."""
+    """Wraps the application: what `Access` does not let through never reaches a route."""
 
     def __init__(self, app: ASGIApp, context: ServeContext) -> None:
         self._app = app
@@ -43,7 +40,9 @@ class Edge:
         request_id = _request_id(headers.get(b"x-request-id"))
         scope["request_id"] = request_id
         started = _Started(send, request_id)
-        refusal = self._refusal(scope["path"], headers.get(b"authorization"))
+        caller = self._context.access.decide(scope["path"], headers.get(b"authorization"))
+        refusal = caller if isinstance(caller, ErrorReply) else self._refusal(scope["path"])
+        scope["caller"] = caller
         try:
             if refusal is not None:
                 await refusal.response()(scope, receive, started.send)
@@ -53,7 +52,7 @@ class Edge:
             self._context.metrics.http_request(_route(scope), started.status)
 
     async def _run(self, scope: Scope, receive: Receive, started: _Started) -> None:
-        counted = scope["path"] not in _UNCOUNTED_PATHS
+        counted = role_of(scope["path"]) in (Role.USER, Role.ADMIN)
         if counted:
             self._context.drain.enter()
         try:
@@ -69,18 +68,10 @@ class Edge:
             if counted:
                 self._context.drain.leave()
 
-    def _refusal(self, path: str, authorization: bytes | None) -> ErrorReply | None:
-        if path in OPEN_PATHS:
+    def _refusal(self, path: str) -> ErrorReply | None:
+        """Return why the server takes nothing now; operators and probes are answered all the same."""
+        if role_of(path) is not Role.USER:
             return None
-        if path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/"):
-            return self._admin_refusal(_bearer_key(authorization))
-        if not self._context.settings.accepts_key(_bearer_key(authorization)):
-            return ErrorReply(
-                status=401,
-                message="this server needs its API key: send Authorization: Bearer <key>",
-                code="invalid_api_key",
-                headers=(("WWW-Authenticate", "Bearer"),),
-            )
         if self._context.drain.draining:
             return ErrorReply(
                 status=503,
@@ -89,7 +80,7 @@ class Edge:
                 code="draining",
                 headers=(("Retry-After", str(_DRAIN_RETRY_SECONDS)),),
             )
-        if path not in _UNCOUNTED_PATHS and self._context.drain.num_active >= self._context.settings.max_requests:
+        if self._context.drain.num_active >= self._context.settings.max_requests:
             return ErrorReply(
                 status=429,
                 message=f"{self._context.settings.max_requests} requests are under way, which is the limit: try again "
@@ -99,23 +90,6 @@ class Edge:
                 headers=(("Retry-After", "1"),),
             )
         return None
-
-    def _admin_refusal(self, key: str | None) -> ErrorReply | None:
-        settings = self._context.settings
-        if settings.admin_key_digest is None:
-            return ErrorReply(
-                status=403,
-                message="this server has no admin key: start it with OPENAUTOGLM_ADMIN_KEY (or --admin-key) for /admin",
-                code="no_admin_key",
-            )
-        if settings.accepts_admin_key(key):
-            return None
-        return ErrorReply(
-            status=401,
-            message="this path needs the admin key: send Authorization: Bearer <admin key>",
-            code="invalid_admin_key",
-            headers=(("WWW-Authenticate", "Bearer"),),
-        )
 
 
 class _Started:
@@ -137,11 +111,6 @@ def _request_id(given: bytes | None) -> str:
     """Return the client's id where it is one, else a new one: what is logged must not be free text."""
     text = "" if given is None else given.decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
-
-
-def _bearer_key(authorization: bytes | None) -> str | None:
-    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
 
 
 def _route(scope: Scope) -> str:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openautoglm.engine.options import EngineOptions
+from openautoglm.serve.access import AccessOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """An engine and where to serve it.
 
-    `admin_key` opens /admin, which is refused without one. `model_names` are the names that clients may ask for;
+    `model_names` are the names that clients may ask for;
     without any it is the model's reference. `drain_seconds` is how long requests under way may go on after SIGTERM.
     `receipt_file` gets the receipt as JSON after the load.
     """
@@ -20,8 +21,7 @@ class ServeOptions:
     engine: EngineOptions
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = field(default=None, repr=False)
-    admin_key: str | None = field(default=None, repr=False)
+    access: AccessOptions = field(default_factory=AccessOptions)
     model_names: tuple[str, ...] = ()
     drain_seconds: float = 30.0
     receipt_file: Path | None = None

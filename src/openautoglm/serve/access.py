@@ -1,0 +1,198 @@
+"""Who may use what: callers, known by their keys, and the role that each path needs. What is not listed is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openautoglm.errors import ConfigError
+from openautoglm.log import get_logger
+from openautoglm.serve.keys import KeyRecord, Role, key_digest, read_keys
+from openautoglm.serve.replies import ErrorReply
+
+# Open without a key, and answered while the server drains.
+OPEN_PATHS = frozenset({"/health"})
+# Path -> role; one that ends in a slash stands for all below. Decided on the string that routes match.
+_ROLES = {
+    "/v1/": Role.USER,
+    "/tokenize": Role.USER,
+    "/detokenize": Role.USER,
+    "/openapi.json": Role.USER,
+    "/metrics": Role.METRICS,
+    "/admin": Role.ADMIN,
+    "/admin/": Role.ADMIN,
+}
+_EXACT = {path: role for path, role in _ROLES.items() if not path.endswith("/")}
+_BELOW = tuple((path, role) for path, role in _ROLES.items() if path.endswith("/"))
+_SINGLE_KEYS = {
+    # One key was enough for all but /admin before there were roles, and still is.
+    "api-key": frozenset({Role.USER, Role.METRICS}),
+    "admin-key": frozenset({Role.ADMIN}),
+    "metrics-key": frozenset({Role.METRICS}),
+}
+_LOOK_SECONDS = 1.0
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who sent a request: a key's name, its roles, and the namespace of its cached prefixes."""
+
+    name: str
+    roles: frozenset[Role]
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessOptions:
+    """Where keys come from: single ones, and a file of many. With neither `api_key` nor `keys_file` everybody may
+    generate and read metrics, which only loopback allows; /admin needs a key always."""
+
+    api_key: str | None = field(default=None, repr=False)
+    admin_key: str | None = field(default=None, repr=False)
+    metrics_key: str | None = field(default=None, repr=False)
+    keys_file: Path | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether strangers are kept out."""
+        return self.api_key is not None or self.keys_file is not None
+
+
+def role_of(path: str) -> Role | None:
+    """Return the role that a path needs; None for one that nobody gets."""
+    return _EXACT.get(path) or next((role for start, role in _BELOW if path.startswith(start)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    digest: bytes
+    caller: Caller
+    expires: int | None = None
+
+
+class Access:
+    """Knows the keys and decides."""
+
+    def __init__(self, options: AccessOptions | None = None) -> None:
+        """Read the keys; raise `ConfigError` for a file that cannot be used."""
+        options = options or AccessOptions()
+        self._file = options.keys_file
+        self._secret = secrets.token_bytes(32)
+        self._single = [
+            _Key(digest=key_digest(key), caller=self._caller(name, roles, name))
+            for (name, roles), key in zip(
+                _SINGLE_KEYS.items(), (options.api_key, options.admin_key, options.metrics_key), strict=True
+            )
+            if key is not None
+        ]
+        self._keys = self._single
+        unguarded = {Role.USER} if options.metrics_key is not None else {Role.USER, Role.METRICS}
+        self._stranger = Caller(name="stranger", roles=frozenset(() if options.guarded else unguarded))
+        self._stamp: tuple[int, ...] = ()
+        if self._file is not None:
+            self._stamp = _stamp(self._file)
+            self._take(read_keys(self._file))
+
+    def decide(self, path: str, authorization: bytes | None) -> Caller | ErrorReply:
+        """Return who calls, or why not; how long it takes tells nothing of the keys."""
+        if path in OPEN_PATHS:
+            return self._stranger
+        caller = self._find(_bearer_key(authorization))
+        role = role_of(path)
+        if role is not None and role in caller.roles:
+            return caller
+        if role is Role.ADMIN and not any(Role.ADMIN in key.caller.roles for key in self._keys):
+            return ErrorReply(
+                status=403,
+                message="this server has no admin key: start it with OPENAUTOGLM_ADMIN_KEY (or --admin-key), or with a "
+                "--keys-file that has one, for /admin",
+                code="no_admin_key",
+            )
+        if not caller.roles or (caller is self._stranger and role is not None):
+            needed = "its API key" if role in (None, Role.USER) else f"a key with the role {role}"
+            return ErrorReply(
+                status=401,
+                message=f"this server needs {needed} here: send Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers=(("WWW-Authenticate", "Bearer"),),
+            )
+        if role is None:
+            return ErrorReply(status=404, message="there is no such path on this server", code="not_found")
+        return ErrorReply(
+            status=403, message=f"this path needs the role {role}, which this key does not have", code="missing_role"
+        )
+
+    def reload_if_changed(self, *, force: bool = False) -> bool:
+        """Read the keys file again if it has changed; return whether that was done.
+
+        One that cannot be used is told in the log, and the keys stay: a slip of an editor must not lock everybody out.
+        """
+        if self._file is None:
+            return False
+        stamp = _stamp(self._file)
+        if stamp == self._stamp and not force:
+            return False
+        self._stamp = stamp
+        try:
+            self._take(read_keys(self._file))
+        except ConfigError as error:
+            _logger.error("the keys stay as they were: %s", error)
+            return False
+        _logger.warning("the keys were read again: %d in %s", len(self._keys) - len(self._single), self._file)
+        return True
+
+    def _find(self, text: str | None) -> Caller:
+        """Return whose key it is; all are compared, whichever is right."""
+        found = self._stranger
+        if text is None:
+            return found
+        digest = key_digest(text)
+        for key in self._keys:
+            if hmac.compare_digest(digest, key.digest) and (key.expires is None or time.time() < key.expires):
+                found = key.caller
+        return found
+
+    def _take(self, records: tuple[KeyRecord, ...]) -> None:
+        self._keys = [
+            *self._single,
+            *(
+                _Key(
+                    digest=bytes.fromhex(record.sha256),
+                    caller=self._caller(f"key:{record.name}", frozenset(record.roles), f"key:{record.owner}"),
+                    expires=record.expires,
+                )
+                for record in records
+            ),
+        ]
+
+    def _caller(self, name: str, roles: frozenset[Role], tenant: str) -> Caller:
+        # Nobody who does not know the secret can name another tenant's prefixes; each start has a new one.
+        namespace = hmac.digest(self._secret, tenant.encode(), "sha256").hex()
+        return Caller(name=name, roles=roles, namespace=namespace)
+
+
+async def keep_current(access: Access) -> None:
+    """Follow the keys file for ever."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.to_thread(access.reload_if_changed)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Return what changes when the file does; what is not there has no stamp."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _bearer_key(authorization: bytes | None) -> str | None:
+    scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
