@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from openautoglm.serve.access import Access, AccessOptions
 from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import open_listener
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.settings import EdgeSettings
@@ -110,6 +111,7 @@ def live_server(
         default_sampling=DEFAULTS,
         settings=EdgeSettings(model_names=("small", "org/alias"), **settings),  # type: ignore[arg-type]
         metrics=Metrics("small"),
+        limits=Limits(kv_block_bytes=asyncio.run(engine.memory()).block_bytes),
         access=Access(access),
     )
     listener = open_listener("127.0.0.1", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from openautoglm.serve.keys import KeyRecord
+    from openautoglm.serve.keys import KeyLimits, KeyRecord
 
 _SECONDS_PER_DAY = 24 * 3600
+_MOST = 1 << 60
 _ROLES = ("user", "admin", "metrics")
 
 
@@ -44,6 +46,49 @@ def _file_or_setting(context: click.Context, _parameter: click.Parameter, value:
     return value
 
 
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of limits, which the command gets as one `limits`."""
+
+    @functools.wraps(command)
+    def with_limits(
+        *args: object,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        max_requests: int | None,
+        kv_memory: str | None,
+        **kwargs: object,
+    ) -> None:
+        from openautoglm.errors import ConfigError
+        from openautoglm.serve.keys import KeyLimits
+        from openautoglm.units import parse_bytes
+
+        try:
+            kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
+        except ConfigError as error:
+            raise click.BadParameter(str(error), param_hint="--kv-memory") from None
+        if kv_bytes is not None and not 0 < kv_bytes <= _MOST:
+            raise click.BadParameter("must be above 0", param_hint="--kv-memory")
+        limits = KeyLimits(
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            max_requests=max_requests,
+            kv_bytes=kv_bytes,
+        )
+        command(*args, limits=limits, **kwargs)
+
+    number = click.IntRange(1, _MOST)
+    for option in (
+        click.option(
+            "--kv-memory", metavar="SIZE", help="KV cache that its requests may come to hold, such as 512MiB."
+        ),
+        click.option("--max-requests", type=number, metavar="N", help="Its requests under way at once."),
+        click.option("--tokens-per-minute", type=number, metavar="N", help="Tokens of its prompts and answers."),
+        click.option("--requests-per-minute", type=number, metavar="N", help="Its requests."),
+    ):
+        with_limits = option(with_limits)
+    return with_limits
+
+
 @keys_command.command("create")
 @click.argument("name")
 @_file_option
@@ -59,9 +104,10 @@ def _file_or_setting(context: click.Context, _parameter: click.Parameter, value:
 @click.option(
     "--expires-days", type=click.FloatRange(min=0, min_open=True, max=36500), metavar="N", help="Days it is good for."
 )
+@_limit_options
 @click.option("--tenant", metavar="NAME", help="Whose it is: keys of one tenant share cached prefixes.")
 def create_command(
-    name: str, file: Path, roles: tuple[str, ...], expires_days: float | None, tenant: str | None
+    name: str, file: Path, roles: tuple[str, ...], expires_days: float | None, tenant: str | None, limits: KeyLimits
 ) -> None:
     """Make a key called NAME and print it: it is kept nowhere, and shown only now."""
     from openautoglm.errors import ConfigError
@@ -75,6 +121,7 @@ def create_command(
         created=now,
         expires=None if expires_days is None else now + int(expires_days * _SECONDS_PER_DAY),
         tenant=tenant,
+        limits=limits,
     )
 
     def add(keys: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
@@ -91,7 +138,7 @@ def create_command(
 @_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(file: Path, as_json: bool) -> None:
-    """List names, roles and times; never keys."""
+    """List names, roles, times and limits; never keys."""
     import msgspec
 
     from openautoglm.serve.keys import read_keys
@@ -101,9 +148,12 @@ def list_command(file: Path, as_json: bool) -> None:
         listed = [{name: value for name, value in msgspec.to_builtins(key).items() if name != "sha256"} for key in keys]
         click.echo(json.dumps({"schema_version": 1, "keys": listed}, indent=2))
         return
-    rows = [("NAME", "ROLES", "TENANT", "CREATED", "EXPIRES")]
-    rows += [(key.name, ",".join(key.roles), key.owner, _day(key.created), _day(key.expires)) for key in keys]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    rows = [("NAME", "ROLES", "TENANT", "CREATED", "EXPIRES", "LIMITS")]
+    rows += [
+        (key.name, ",".join(key.roles), key.owner, _day(key.created), _day(key.expires), _limits(key.limits))
+        for key in keys
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -126,6 +176,20 @@ def revoke_command(name: str, file: Path) -> None:
     read_keys(file)
     change_keys(file, remove)
     click.echo(f"{name} is revoked", err=True)
+
+
+def _limits(limits: KeyLimits) -> str:
+    from openautoglm.units import format_bytes
+
+    told = [
+        (limits.requests_per_minute, "requests/min"),
+        (limits.tokens_per_minute, "tokens/min"),
+        (limits.max_requests, "at once"),
+    ]
+    texts = [f"{number} {what}" for number, what in told if number is not None]
+    if limits.kv_bytes is not None:
+        texts.append(f"{format_bytes(limits.kv_bytes)} KV")
+    return ", ".join(texts) or "-"
 
 
 def _day(seconds: int | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openautoglm.errors import ConfigError
 from openautoglm.log import get_logger
-from openautoglm.serve.keys import KeyRecord, Role, key_digest, read_keys
+from openautoglm.serve.keys import KeyLimits, KeyRecord, Role, key_digest, read_keys
 from openautoglm.serve.replies import ErrorReply
 
 # Open without a key, and answered while the server drains.
@@ -35,17 +35,19 @@ _SINGLE_KEYS = {
     "metrics-key": frozenset({Role.METRICS}),
 }
 _LOOK_SECONDS = 1.0
+_UNLIMITED = KeyLimits()
 
 _logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who sent a request: a key's name, its roles, and the namespace of its cached prefixes."""
+    """Who sent a request: a key's name, its roles and limits, and the namespace of its cached prefixes."""
 
     name: str
     roles: frozenset[Role]
     namespace: str = ""
+    limits: KeyLimits = _UNLIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,17 +166,19 @@ class Access:
             *(
                 _Key(
                     digest=bytes.fromhex(record.sha256),
-                    caller=self._caller(f"key:{record.name}", frozenset(record.roles), f"key:{record.owner}"),
+                    caller=self._caller(
+                        f"key:{record.name}", frozenset(record.roles), f"key:{record.owner}", record.limits
+                    ),
                     expires=record.expires,
                 )
                 for record in records
             ),
         ]
 
-    def _caller(self, name: str, roles: frozenset[Role], tenant: str) -> Caller:
+    def _caller(self, name: str, roles: frozenset[Role], tenant: str, limits: KeyLimits = _UNLIMITED) -> Caller:
         # Nobody who does not know the secret can name another tenant's prefixes; each start has a new one.
         namespace = hmac.digest(self._secret, tenant.encode(), "sha256").hex()
-        return Caller(name=name, roles=roles, namespace=namespace)
+        return Caller(name=name, roles=roles, namespace=namespace, limits=limits)
 
 
 async def keep_current(access: Access) -> None:

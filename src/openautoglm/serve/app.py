@@ -112,6 +112,7 @@ async def _chat(
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
         caller=request.scope["caller"],
+        allowance=request.scope["allowance"],
         meter=meter,
         on_accepted=charge.release,
     )
@@ -145,6 +146,7 @@ async def _completion(
         priority=body.priority or 0,
         deadline_seconds=deadline_of(body),
         caller=request.scope["caller"],
+        allowance=request.scope["allowance"],
         meter=meter,
         on_accepted=charge.release,
     )

@@ -16,6 +16,7 @@ from openautoglm.planner.price import MIN_HEADROOM_BYTES
 from openautoglm.serve.access import Access
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
+from openautoglm.serve.limits import Limits
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.spec.sampling import SamplingParams
@@ -38,6 +39,7 @@ class ServeContext:
     default_sampling: SamplingParams
     settings: EdgeSettings
     metrics: Metrics
+    limits: Limits
     access: Access = field(default_factory=Access)
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))

@@ -11,6 +11,7 @@ from openautoglm.engine.client import GenerationEvent, GenerationRequest
 from openautoglm.errors import DeadlineError
 from openautoglm.serve.access import Caller
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.limits import Allowance, Use, Wish
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.prompts import Prompt
 from openautoglm.serve.replies import ReplyError, failed_reply
@@ -56,6 +57,7 @@ class Generation:
         meter: RequestMeter,
         usage: Usage,
         on_accepted: Callable[[], None],
+        use: Use | None,
     ) -> None:
         self._context = context
         self._meter = meter
@@ -65,6 +67,7 @@ class Generation:
         self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
         self._num_untaken = len(requests)
         self._on_accepted = on_accepted
+        self._use = use
         self._tasks = []
         for index in range(len(requests)):
             # The stream alone holds the prompt, until the engine has it.
@@ -96,6 +99,8 @@ class Generation:
         prompt, event = item
         self._meter.event(prompt, event)
         self._usage.event(prompt, event)
+        if self._use is not None:
+            self._use.generated(len(event.tokens))
         self._num_unfinished -= event.finish_reason is not None
         if event.error_kind == DeadlineError.__name__:
             raise DeadlineError(event.error)
@@ -122,6 +127,8 @@ class Generation:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._use is not None:
+            self._use.close(taken=self._num_untaken == 0)
         self._meter.end(num_aborted=0 if self._failed else self._num_unfinished)
 
     def _accepted(self) -> None:
@@ -161,13 +168,26 @@ def start(
     priority: int,
     deadline_seconds: float | None,
     caller: Caller,
+    allowance: Allowance | None,
     meter: RequestMeter,
     on_accepted: Callable[[], None] = lambda: None,
 ) -> Generation:
     """Submit prompts that share their parameters; `on_accepted` is called when the engine has all of them.
 
+    Raises what `Allowance.begin` raises where the caller has used what it may.
+
     The list of prompts is empty afterwards: nobody here needs to hold them any longer.
     """
+    use = None
+    if allowance is not None:
+        use = allowance.begin(
+            Wish(
+                prompt_tokens=[len(prompt.tokens) for prompt in prompts],
+                num_choices=sampling.n,
+                max_tokens=sampling.max_tokens,
+                context_tokens=context.description.context_tokens,
+            )
+        )
     requests = [
         GenerationRequest(
             request_id=f"{completion_id}-{index}",
@@ -180,4 +200,4 @@ def start(
         for index, prompt in enumerate(prompts)
     ]
     prompts.clear()
-    return Generation(context, requests, meter, Usage(), on_accepted)
+    return Generation(context, requests, meter, Usage(), on_accepted, use)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -29,6 +30,7 @@ _KEY_BYTES = 32
 _KEY_PREFIX = "oag-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_Limit = Annotated[int, msgspec.Meta(ge=1, le=1 << 60)]
 
 
 class Role(StrEnum):
@@ -37,6 +39,16 @@ class Role(StrEnum):
     USER = "user"
     ADMIN = "admin"
     METRICS = "metrics"
+
+
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a key may use; None is no limit. `max_requests` are under way at once, `kv_bytes` is KV cache that they can
+    come to hold together."""
+
+    requests_per_minute: _Limit | None = None
+    tokens_per_minute: _Limit | None = None
+    max_requests: _Limit | None = None
+    kv_bytes: _Limit | None = None
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -51,6 +63,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     created: int
     expires: int | None = None
     tenant: str | None = None
+    limits: KeyLimits = KeyLimits()
 
     @property
     def owner(self) -> str:

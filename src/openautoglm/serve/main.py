@@ -30,6 +30,7 @@ from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
+from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
@@ -132,8 +133,9 @@ async def _run(
     space: RequestSpace,
 ) -> int:
     names = options.model_names or _default_names(options.engine.model, description.model)
+    client = process.client(max_unread_bytes=space.event_bytes)
     context = ServeContext(
-        client=process.client(max_unread_bytes=space.event_bytes),
+        client=client,
         description=description,
         tokenizer=tokenizer,
         template=template,
@@ -145,6 +147,7 @@ async def _run(
             strict=options.engine.strict,
         ),
         metrics=Metrics(names[0]),
+        limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
         intake=Intake(space),
     )

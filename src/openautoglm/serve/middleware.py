@@ -12,6 +12,7 @@ from openautoglm.serve.access import role_of
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.keys import Role
+from openautoglm.serve.limits import Allowance
 from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -37,12 +38,9 @@ class Edge:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416  the first of equals wins
-        request_id = _request_id(headers.get(b"x-request-id"))
-        scope["request_id"] = request_id
-        started = _Started(send, request_id)
-        caller = self._context.access.decide(scope["path"], headers.get(b"authorization"))
-        refusal = caller if isinstance(caller, ErrorReply) else self._refusal(scope["path"])
-        scope["caller"] = caller
+        scope["request_id"] = _request_id(headers.get(b"x-request-id"))
+        started = _Started(scope, send)
+        refusal = self._admit(scope, headers.get(b"authorization"))
         try:
             if refusal is not None:
                 await refusal.response()(scope, receive, started.send)
@@ -50,6 +48,20 @@ class Edge:
                 await self._run(scope, receive, started)
         finally:
             self._context.metrics.http_request(_route(scope), started.status)
+
+    def _admit(self, scope: Scope, authorization: bytes | None) -> ErrorReply | None:
+        """Find the request's caller and its allowance, and count it in there; return why it goes no further."""
+        path = scope["path"]
+        caller = self._context.access.decide(path, authorization)
+        scope["allowance"] = None
+        if isinstance(caller, ErrorReply):
+            return caller
+        scope["caller"] = caller
+        refusal = self._refusal(path)
+        if refusal is not None or role_of(path) is not Role.USER:
+            return refusal
+        allowance = scope["allowance"] = self._context.limits.of(caller)
+        return None if allowance is None else allowance.enter()
 
     async def _run(self, scope: Scope, receive: Receive, started: _Started) -> None:
         counted = role_of(scope["path"]) in (Role.USER, Role.ADMIN)
@@ -67,6 +79,8 @@ class Edge:
         finally:
             if counted:
                 self._context.drain.leave()
+            if scope["allowance"] is not None:
+                scope["allowance"].leave()
 
     def _refusal(self, path: str) -> ErrorReply | None:
         """Return why the server takes nothing now; operators and probes are answered all the same."""
@@ -93,17 +107,20 @@ class Edge:
 
 
 class _Started:
-    """Adds the request id to the response, and knows whether one has begun."""
+    """Adds the request id and what the caller has left to the response, and knows whether one has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
-        self._request_id = request_id.encode("ascii")
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self._request_id)]}
+            allowance: Allowance | None = self._scope["allowance"]
+            told = [] if allowance is None else allowance.headers()
+            request_id = (b"x-request-id", self._scope["request_id"].encode("ascii"))
+            message = {**message, "headers": [*message.get("headers", ()), request_id, *told]}
         await self._send(message)
 
 
