@@ -68,6 +68,9 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
         (["create", "../x", "--keys-file", "FILE"], 2, "'../x'"),
         (["create", "x", "--keys-file", "FILE", "--tenant", "\n"], 2, "tenant"),
         (["create", "x", "--keys-file", "FILE", "--expires-days", "0"], 2, "0"),
+        (["create", "x", "--keys-file", "FILE", "--kv-memory", "much"], 2, "--kv-memory"),
+        (["create", "x", "--keys-file", "FILE", "--kv-memory", "0"], 2, "--kv-memory"),
+        (["create", "x", "--keys-file", "FILE", "--requests-per-minute", "0"], 2, "--requests-per-minute"),
         (["create", "x", "--keys-file", "MISSING/keys.json"], 1, "MISSING"),
         (["list", "--keys-file", "FILE"], 2, "No such file"),
         (["revoke", "x", "--keys-file", "FILE"], 2, "No such file"),
@@ -79,6 +82,18 @@ def test_wrong_use_of_the_command(tmp_path: Path, arguments: list[str], code: in
     done = keys(*(str(file) if argument == "FILE" else argument for argument in arguments), code=code)
     assert words in done.stderr
     assert not file.exists()
+
+
+def test_limits_are_kept_and_listed(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    keys(
+        "create", "a", "--requests-per-minute", "60", "--tokens-per-minute", "9000", "--max-requests", "4",
+        "--kv-memory", "512MiB", file=file,
+    )  # fmt: skip
+    assert json.loads(keys("list", "--json", file=file).stdout)["keys"][0]["limits"] == {
+        "requests_per_minute": 60, "tokens_per_minute": 9000, "max_requests": 4, "kv_bytes": 512 << 20,
+    }  # fmt: skip
+    assert "60 requests/min, 9000 tokens/min, 4 at once, 512 MiB KV" in keys("list", file=file).stdout
 
 
 def test_names_are_not_taken_twice_and_unknown_ones_not_revoked(tmp_path: Path) -> None:
@@ -107,6 +122,8 @@ def record(name: str = "a", **fields: object) -> dict[str, object]:
         ({"version": 1, "keys": [record(sha256="x" * 64)]}, "64 hexadecimal digits"),
         ({"version": 1, "keys": [record(sha256=DIGEST.upper())]}, "64 hexadecimal digits"),
         ({"version": 1, "keys": [record(name="a\nb")]}, "name"),
+        ({"version": 1, "keys": [record(limits={"requests_per_minute": 0})]}, ">= 1"),
+        ({"version": 1, "keys": [record(limits={"requests_per_hour": 5})]}, "requests_per_hour"),
         ({"version": 1, "keys": [record(), record(sha256=DIGEST)]}, "two keys have the name a"),
         ({"version": 1, "keys": [record("a", sha256=DIGEST), record("b", sha256=DIGEST)]}, "two keys have the digest"),
         ({"version": 1, "keys": [record(f"k{index}") for index in range(MAX_KEYS + 1)]}, "revoke some"),
