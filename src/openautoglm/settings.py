@@ -18,7 +18,7 @@ from openautoglm.errors import ConfigError, OpenAutoGLMError
 from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.spec.goal import Objective
 from openautoglm.spec.offload import OffloadMode, parse_placement
-from openautoglm.units import parse_bytes
+from openautoglm.units import parse_bytes, parse_bytes_per_minute
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
 PROJECT_FILE_NAME = "openautoglm.toml"
@@ -104,6 +104,12 @@ def _placement(value: str | int) -> str:
     return text
 
 
+def _rate(value: str | int) -> str:
+    text = _text(value)
+    parse_bytes_per_minute(text)
+    return text
+
+
 _MANY = 1 << 30
 SETTINGS = (
     SettingSpec(name="memory", default=None, check=_size, help="Memory budget of the whole process tree."),
@@ -144,6 +150,14 @@ SETTINGS = (
     SettingSpec(name="offload_dir", default=None, check=_text, help="Directory of weights that stay on disk."),
     SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),
     SettingSpec(name="strict", default=False, check=_switch, help="Whether fallbacks and downgrades are errors."),
+    SettingSpec(
+        name="watchdog",
+        default="on",
+        check=_one_of("on", "off"),
+        help="Whether growth of memory is reported by itself.",
+    ),
+    SettingSpec(name="watchdog_slope", default=None, check=_rate, help="Growth per minute that is reported as well."),
+    SettingSpec(name="log_dir", default=None, check=_text, help="Directory of memory reports."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),

@@ -29,6 +29,18 @@ def parse_bytes(text: str) -> int:
     return int(float(match.group(1)) * factor)
 
 
+def parse_bytes_per_minute(text: str) -> int:
+    """Parse "10MiB/min" into bytes per minute; raise `ConfigError` otherwise, and for less than one byte."""
+    size, slash, unit = text.partition("/")
+    if slash and unit.strip().lower() in ("min", "minute"):
+        try:
+            if (num_bytes := parse_bytes(size)) > 0:
+                return num_bytes
+        except ConfigError:
+            pass  # said better below: the whole of it was wrong
+    raise ConfigError(f"{text!r} is not a rate: write a size above zero per minute, such as 10MiB/min")
+
+
 def format_bytes(num_bytes: int) -> str:
     """Format bytes with a binary unit and three significant figures: 1536 -> '1.50 KiB'."""
     sign, rest = ("-", -num_bytes) if num_bytes < 0 else ("", num_bytes)

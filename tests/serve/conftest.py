@@ -40,6 +40,7 @@ def server(module_server: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liv
     engine.aborted.clear()
     engine.records.clear()
     engine.budgets.clear()
+    engine.traces.clear()
     yield module_server
     monkeypatch.undo()
     module_server.wait_until_idle()

@@ -16,8 +16,9 @@ from openautoglm.engine.client import (
     GenerationRequest,
     TokenLogprob,
 )
-from openautoglm.engine.record import MemoryReport, RequestRecord
-from openautoglm.errors import ContextOverflowError, EngineError, OverloadedError
+from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
+from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
+from openautoglm.probe.process_memory import measure_process_memory
 from openautoglm.text.detokenize import Detokenizer
 from openautoglm.text.stop import StopMatcher
 from openautoglm.text.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ class SmallEngine:
     generated_tokens: int = 0
     records: dict[str, RequestRecord] = field(default_factory=dict)
     budgets: list[int] = field(default_factory=list)
+    traces: list[bool | None] = field(default_factory=list)
     late_after_tokens: int | None = None
 
     @property
@@ -131,6 +133,18 @@ class SmallEngine:
             budget_bytes=budget_bytes or 1 << 30, planned_bytes=1 << 30, tree_bytes=5, ledger={"weights": 3},
             pool_blocks=10, pool_target_blocks=10, planned_blocks=10, max_blocks=20, block_bytes=7, step_tokens=64,
             rung="none", block_pressure=0.5, byte_pressure=0.25, tightest="budget", transitions={"spill": 2},
+        )  # fmt: skip
+
+    async def report(self, *, trace: bool | None = None) -> WatchdogReport:
+        if self.gone:
+            raise EngineError("the engine is gone")
+        if trace:
+            raise InvalidRequestError("tracing takes memory that the budget has not", param="trace")
+        self.traces.append(trace)
+        return WatchdogReport(
+            process="engine", pid=7, time="2026-01-01T00:00:00Z", reason="request", growth=None,
+            memory=measure_process_memory(descendants=False), ledger_bytes=9, measured={"weights": 3}, charged={},
+            other_bytes=5, uncharged_bytes=5, heap=None, mappings={}, objects={}, traced=None, budget=None,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -38,6 +38,7 @@ PATHS = {
     "/openapi.json": USER,
     "/metrics": METRICS,
     "/admin/memory": ADMIN,
+    "/admin/memory/report": ADMIN,
     "/admin": ADMIN,
     "/admin/nothing": ADMIN,
     "/health": EVERYBODY,

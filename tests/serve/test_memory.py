@@ -80,6 +80,28 @@ def test_a_budget_that_is_none_is_refused(keyed: Live, memory: object) -> None:
     assert keyed.engine.budgets == []
 
 
+def test_a_report_of_memory_needs_the_admin_key(server: Live, keyed: Live) -> None:
+    keyed.engine.traces.clear()
+    assert server.post("/admin/memory/report", {}, headers=ADMIN).status_code == 403
+    assert keyed.post("/admin/memory/report", {}, headers={"Authorization": "Bearer api"}).status_code == 403
+    assert keyed.engine.traces == []
+    answer = keyed.post("/admin/memory/report", {}, headers=ADMIN)
+    assert answer.status_code == 200
+    (report,) = answer.json()["reports"]
+    assert (report["process"], report["measured"], report["file"]) == ("engine", {"weights": 3}, None)
+    assert keyed.post("/admin/memory/report", {"trace": False}, headers=ADMIN).status_code == 200
+    assert keyed.engine.traces == [None, False]
+    assert keyed.get("/admin/memory/report", headers=ADMIN).status_code == 405
+
+
+@pytest.mark.parametrize("body", [{"trace": "yes"}, {"trace": 1}, [], {"trace": True}])
+def test_a_report_that_cannot_be_is_refused(keyed: Live, body: object) -> None:
+    """The last one is refused by an engine whose budget has no room for tracing."""
+    answer = keyed.post("/admin/memory/report", body, headers=ADMIN)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 @pytest.mark.parametrize(("fields", "expected"), [({"deadline_seconds": 2}, 2.0), ({"timeout": 1.5}, 1.5), ({}, None),
                                                   ({"timeout": 3.0, "deadline_seconds": 3}, 3.0)])  # fmt: skip
 def test_deadlines_reach_the_engine(server: Live, fields: dict[str, object], expected: float | None) -> None:

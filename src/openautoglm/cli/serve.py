@@ -12,7 +12,9 @@ from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.receipt_option import receipt_option
+from openautoglm.cli.watchdog_options import watchdog_options
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
     from openautoglm.serve.access import AccessOptions
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     "--max-queued", type=click.IntRange(min=0), default=256, show_default=True, help="Requests that may wait."
 )
 @receipt_option
+@watchdog_options
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -56,6 +59,7 @@ def serve_command(
     max_running: int | None,
     max_queued: int,
     receipt: Path | None,
+    watchdog: WatchdogOptions,
     drain_seconds: float,
 ) -> None:
     """Serve MODEL over HTTP: chat and plain completions, models, tokenize, health, metrics.
@@ -77,6 +81,7 @@ def serve_command(
             server=True,
             cache=cache,
             strict=strict,
+            watchdog=watchdog,
         ),
         host=host,
         port=port,

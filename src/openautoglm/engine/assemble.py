@@ -13,6 +13,7 @@ import numpy as np
 from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.checkpoint.packed import OFF
+from openautoglm.engine.accounts import engine_accounts
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
@@ -20,6 +21,7 @@ from openautoglm.engine.explain import HISTORY_BYTES
 from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
+from openautoglm.engine.report_files import ReportFiles, report_directory
 from openautoglm.engine.watch import EngineMemory
 from openautoglm.engine.weights_on_disk import packed_cache, with_speed
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
@@ -29,6 +31,7 @@ from openautoglm.executor.native import NativeExecutor
 from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
+from openautoglm.memory.allocations import AllocationTrace
 from openautoglm.memory.ledger import Ledger
 from openautoglm.memory.requests import request_space
 from openautoglm.planner.explain import plan_table
@@ -157,7 +160,22 @@ def open_engine(
             notices=notices.taken(),
         ),
         ledger=ledger,
-        memory=EngineMemory(ladder=_ladder(engine, executor, plan, ledger), probe=PressureProbe(tree)),
+        memory=_memory(prepared, engine, executor, ledger, tree),
+    )
+
+
+def _memory(
+    prepared: Prepared, engine: Engine, executor: NativeExecutor, ledger: Ledger, tree: int | None
+) -> EngineMemory:
+    options, plan = prepared.options, prepared.plan
+    return EngineMemory(
+        ladder=_ladder(engine, executor, plan, ledger),
+        probe=PressureProbe(tree),
+        accounts=lambda: engine_accounts(engine, executor, ledger, plan, server=options.server),
+        watchdog=options.watchdog,
+        files=ReportFiles(report_directory(options.watchdog.directory, os.environ), "engine"),
+        # The HTTP process follows its allocations at the same time, and has no ledger of the whole.
+        trace=AllocationTrace(ledger, num_processes=2 if options.server else 1),
     )
 
 

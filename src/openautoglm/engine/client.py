@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from openautoglm.engine.record import MemoryReport, RequestRecord
+from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.sampling import SamplingParams
 
@@ -91,7 +91,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     both can be allocated, the rest is in use. Prefix tokens are counted once a request, `prompt_tokens` on admission.
     `num_refused` requests found no room, `num_missed_deadlines` had not ended in time. `rung` is the number of the
     ladder's rung (0: none), `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree,
-    which takes `tree_bytes`; all of these are 0 for an engine without a ladder.
+    which takes `tree_bytes`; all of these are 0 for an engine without a ladder. `memory_reports` counts the reports of
+    the engine's watchdog by reason, `num_unwritten_reports` those that found no place on disk.
     """
 
     ready: bool
@@ -116,6 +117,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     byte_pressure: float = 0.0
     rung: int = 0
     rung_transitions: dict[str, int] = {}
+    memory_reports: dict[str, int] = {}
+    num_unwritten_reports: int = 0
 
 
 class EngineClient(Protocol):
@@ -153,6 +156,13 @@ class EngineClient(Protocol):
 
         Raises `InvalidRequestError` for a budget that cannot be, `OutOfMemoryError` for one that the requests under way
         do not allow now.
+        """
+        ...
+
+    async def report(self, *, trace: bool | None = None) -> WatchdogReport:
+        """Return where the memory of the engine's process is; `trace` starts or stops following allocations.
+
+        Raises `InvalidRequestError` where there is no room for tracing.
         """
         ...
 

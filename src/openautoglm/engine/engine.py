@@ -105,6 +105,11 @@ class Engine:
         return self._scheduler
 
     @property
+    def charged_bytes(self) -> int:
+        """What the requests that run or wait are charged beside their blocks."""
+        return self._intake.charged_bytes
+
+    @property
     def max_blocks(self) -> int:
         """The most blocks that the pool can ever have."""
         return self._executor.layout().max_blocks

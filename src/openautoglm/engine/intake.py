@@ -42,6 +42,11 @@ class Intake:
         self.refuses = False
         self.num_refused = self.num_taken = self.prompt_tokens = 0
 
+    @property
+    def charged_bytes(self) -> int:
+        """What unfinished requests are charged beside their blocks."""
+        return self._charges.ledger.in_use_bytes
+
     def take(self, generation: GenerationRequest, *, num_requests: int, num_blocks: int) -> Request:
         """Return a request beside `num_requests` unfinished ones, for a pool that has `num_blocks` now.
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.engine import Engine
-from openautoglm.engine.record import MemoryReport, RequestRecord
+from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.engine.runner import EngineRunner
 from openautoglm.engine.streams import EventStream
 from openautoglm.engine.watch import EngineMemory
@@ -83,6 +83,10 @@ class LocalEngineClient:
     async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
         """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first; see `EngineClient`."""
         return await asyncio.wrap_future(self._runner.memory(budget_bytes))
+
+    async def report(self, *, trace: bool | None = None) -> WatchdogReport:
+        """Return where the memory of this process is; `trace` starts or stops following allocations."""
+        return await asyncio.to_thread(self._runner.report, trace=trace)
 
     async def close(self) -> None:
         """Close the engine; what still runs ends with `EngineError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.watchdog import WatchdogOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,8 @@ class EngineOptions:
     `max_running` bounds the sequences computed at once (None: what the plan's step has room for), `max_queued` the
     requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's. `cache` is the
     directory of packed weights of earlier loads, "off", or None for the user's default. `strict` makes every fallback
-    and downgrade an error.
+    and downgrade an error. `watchdog` says which growth of memory is reported by itself: none in a library, whose
+    process is the caller's.
     """
 
     model: str
@@ -24,3 +26,4 @@ class EngineOptions:
     server: bool = False
     cache: str | None = None
     strict: bool = False
+    watchdog: WatchdogOptions = field(default_factory=lambda: WatchdogOptions(enabled=False))

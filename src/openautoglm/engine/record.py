@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from openautoglm.memory.allocations import TracedLines
+from openautoglm.memory.growth import Growth
+from openautoglm.probe.mappings import MappingKind
+from openautoglm.probe.native_heap import NativeHeap
+from openautoglm.probe.process_memory import ProcessMemory
+
 
 class ChoiceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One choice: how it ended (None while it lives), and its seconds, which add up to its whole time.
@@ -64,3 +70,33 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     byte_pressure: float
     tightest: str
     transitions: dict[str, int]
+
+
+class WatchdogReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the memory of one process is. No text of any request, no addresses, no names but those of code.
+
+    `reason` is "growth" or "slope" for one that came by itself, with the `growth` that brought it on, else "request".
+    `memory` is what the process takes; of its anonymous and shared bytes, `measured` parts were counted by whoever owns
+    them, and `other_bytes` is the rest. Of that, `charged` is the most that what is under way may take. `heap` is the C
+    library's allocator, `mappings` the process's by kind, `objects` the most frequent types among Python's tracked
+    objects, `traced` the lines that hold most, where allocations were traced. `budget` is what the ledger has charged,
+    with pool and ladder; None in a process without a ledger of the whole. `file` is where the report was written.
+    """
+
+    process: str
+    pid: int
+    time: str
+    reason: str
+    growth: Growth | None
+    memory: ProcessMemory
+    ledger_bytes: int
+    measured: dict[str, int]
+    charged: dict[str, int]
+    other_bytes: int
+    uncharged_bytes: int
+    heap: NativeHeap | None
+    mappings: dict[str, MappingKind]
+    objects: dict[str, int]
+    traced: TracedLines | None
+    budget: MemoryReport | None
+    file: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
-from openautoglm.engine.record import MemoryReport, RequestRecord
+from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.engine.streams import Backlog, EventStream
 from openautoglm.engine.wire import (
     PROTOCOL_VERSION,
@@ -16,6 +16,7 @@ from openautoglm.engine.wire import (
     Accepted,
     AskMemory,
     AskRecord,
+    AskReport,
     AskStatus,
     Events,
     Fatal,
@@ -25,6 +26,7 @@ from openautoglm.engine.wire import (
     Memory,
     Record,
     Refused,
+    Report,
     ServerFrame,
     Status,
     Welcome,
@@ -132,7 +134,14 @@ class _Link:
                     if stream is not None:
                         stream.put(event)
                 self._cut_slowest()
-            case Accepted(call=call) | Refused(call=call) | Status(call=call) | Record(call=call) | Memory(call=call):
+            case (
+                Accepted(call=call)
+                | Refused(call=call)
+                | Status(call=call)
+                | Record(call=call)
+                | Memory(call=call)
+                | Report(call=call)
+            ):
                 answer = self._answers.get(call)
                 if answer is not None and not answer.done():
                     answer.set_result(frame)
@@ -232,6 +241,20 @@ class SocketEngineClient:
         if not isinstance(answer, Memory):
             raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
         return answer.report
+
+    async def report(self, *, trace: bool | None = None) -> WatchdogReport:
+        """Return where the memory of the engine's process is; see `EngineClient`."""
+        link = await self._connected()
+        call = link.next_call()
+        answer = await link.ask(call, encode_frame(AskReport(call=call, trace=trace)))
+        if not isinstance(answer, Report):
+            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
+        return answer.report
+
+    @property
+    def unread_bytes(self) -> int:
+        """What events that nobody has read yet take."""
+        return self._backlog.num_bytes
 
     async def close(self) -> None:
         """Close the connection; the engine goes on for others."""

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent
 from openautoglm.engine.engine import Engine
-from openautoglm.engine.record import MemoryReport
+from openautoglm.engine.record import MemoryReport, WatchdogReport
 from openautoglm.engine.watch import EngineMemory, MemoryWatch
+from openautoglm.engine.watchdog import Watchdog
 from openautoglm.errors import EngineError
 from openautoglm.log import get_logger
 
@@ -27,7 +28,7 @@ class EngineRunner:
     `deliver` gets every step's events and `fail` the error that ended the engine, both in this object's thread;
     they must be quick and must not raise. `beat` is called once per turn, idle or not; `rest` once when work has ended
     and none came since for IDLE_SECONDS. With `memory`, a second thread looks at memory and lets the ladder act between
-    steps. Every other method is safe from any thread.
+    steps, and a third watches for growth that nothing accounts for. Every other method is safe from any thread.
     """
 
     def __init__(
@@ -52,12 +53,15 @@ class EngineRunner:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="openautoglm-engine", daemon=True)
         self._watch = None if memory is None else MemoryWatch(memory.ladder, memory.probe, self._call_soon)
+        self._watchdog = None if memory is None else self._make_watchdog(memory)
 
     def start(self) -> None:
-        """Start the thread, and the one that watches memory."""
+        """Start the thread, and those that watch memory."""
         self._thread.start()
         if self._watch is not None:
             self._watch.start()
+        if self._watchdog is not None:
+            self._watchdog.start()
 
     def memory(self, budget_bytes: int | None = None) -> Future[MemoryReport]:
         """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first.
@@ -74,6 +78,22 @@ class EngineRunner:
             return watch.ladder.report(watch.signals)
 
         return self.call(report)
+
+    def report(self, *, trace: bool | None = None) -> WatchdogReport:
+        """Return a report of this process's memory; waits for the engine, and takes a moment. See `Watchdog.report`."""
+        if self._watchdog is None:
+            raise EngineError("this engine was opened without a memory ladder: there is nothing to report")
+        return self._watchdog.report(trace=trace)
+
+    def _make_watchdog(self, memory: EngineMemory) -> Watchdog:
+        return Watchdog(
+            "engine",
+            lambda: self.call(lambda _engine: memory.accounts()).result(),
+            memory.files,
+            memory.watchdog,
+            budget=lambda: self.memory().result(),
+            trace=memory.trace,
+        )
 
     def _call_soon(self, function: Callable[[], None]) -> Future[None]:
         return self.call(lambda _engine: function())
@@ -102,12 +122,16 @@ class EngineRunner:
         if self._ended is not None:
             raise EngineError(str(self._ended))
         status = self._engine.status(heartbeat=heartbeat)
-        return status if self._watch is None else self._watch.complete(status)
+        if self._watch is not None:
+            status = self._watch.complete(status)
+        return status if self._watchdog is None else self._watchdog.complete(status)
 
     def close(self) -> None:
         """Stop after the current step, end what runs with `EngineError`, and close the engine; safe to call twice."""
         if self._watch is not None:
             self._watch.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._closing = True
         self._calls.put(lambda: None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():

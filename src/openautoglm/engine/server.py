@@ -28,6 +28,7 @@ from openautoglm.engine.wire import (
     Accepted,
     AskMemory,
     AskRecord,
+    AskReport,
     AskStatus,
     ClientFrame,
     Events,
@@ -38,13 +39,14 @@ from openautoglm.engine.wire import (
     Memory,
     Record,
     Refused,
+    Report,
     Status,
     Welcome,
     encode_frame,
     error_to_wire,
     read_frame,
 )
-from openautoglm.errors import EngineError, InvalidRequestError, OverloadedError
+from openautoglm.errors import EngineError, InvalidRequestError, OpenAutoGLMError, OverloadedError
 from openautoglm.log import get_logger
 from openautoglm.memory.allocator import trim_allocator
 
@@ -100,6 +102,7 @@ class EngineServer:
         self._heartbeat = heartbeat
         self._connections: set[_Connection] = set()
         self._handlers: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._owners: dict[str, _Connection] = {}
         self._num_connections = 0
         self._untaken_tokens = 0
@@ -134,7 +137,7 @@ class EngineServer:
             connection.writer.close()
         for handler in list(self._handlers):
             handler.cancel()
-        await asyncio.gather(*self._handlers, return_exceptions=True)
+        await asyncio.gather(*self._handlers, *self._background, return_exceptions=True)
         await asyncio.to_thread(self._runner.close)
         self._path.unlink(missing_ok=True)
 
@@ -187,8 +190,21 @@ class EngineServer:
             case AskMemory(call=call, budget_bytes=budget_bytes):
                 reported = self._runner.memory(budget_bytes)
                 reported.add_done_callback(lambda done: self._soon(partial(_answer_memory, connection, call, done)))
+            case AskReport(call=call, trace=trace):
+                # Beside the connection's other frames, as it takes a while; it ends with the server.
+                task = asyncio.create_task(self._answer_report(connection, call, trace))
+                self._background.add(task)
+                task.add_done_callback(self._background.discard)
             case Hello():
                 raise EngineError("a second Hello: one is enough")
+
+    async def _answer_report(self, connection: _Connection, call: int, trace: bool | None) -> None:
+        try:
+            report = await asyncio.to_thread(self._runner.report, trace=trace)
+        except (OpenAutoGLMError, OSError) as error:
+            connection.send(Refused(call=call, error=error_to_wire(error)))
+        else:
+            connection.send(Report(call=call, report=report))
 
     def _generate(self, connection: _Connection, frame: Generate) -> None:
         name = connection.internal_name(frame.request.request_id)

@@ -11,10 +11,14 @@ import msgspec
 
 from openautoglm.engine.client import EngineStatus
 from openautoglm.engine.ladder import Ladder
+from openautoglm.engine.report_files import ReportFiles
+from openautoglm.engine.watchdog import Accounts
 from openautoglm.log import get_logger
+from openautoglm.memory.allocations import AllocationTrace
 from openautoglm.memory.pressure import byte_level
 from openautoglm.probe.pressure import PressureProbe
 from openautoglm.spec.pressure import MemorySignals, Rung
+from openautoglm.spec.watchdog import WatchdogOptions
 
 _log = get_logger(__name__)
 
@@ -25,10 +29,17 @@ TENSE_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
-    """The ladder of an engine, and the probe that looks for it."""
+    """The ladder of an engine and the probe that looks for it, and what its watchdog goes by.
+
+    `accounts` is for the engine's thread, between two steps.
+    """
 
     ladder: Ladder
     probe: PressureProbe
+    accounts: Callable[[], Accounts]
+    watchdog: WatchdogOptions
+    files: ReportFiles
+    trace: AllocationTrace
 
 
 class MemoryWatch:

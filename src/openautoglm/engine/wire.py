@@ -8,6 +8,7 @@ client socket   Hello -> Welcome            then any number of
                 AskStatus -> Status
                 AskRecord -> Record | Refused
                 AskMemory -> Memory | Refused       (with a budget: announced first)
+                AskReport -> Report | Refused       (of memory, after or before tracing)
                 Fatal                       from the engine: the connection ends
 control pipe    Start -> Loading* -> Ready | Failed        Stop -> the worker exits; so does end of file
 """
@@ -22,11 +23,11 @@ import msgspec
 from openautoglm import errors
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.options import EngineOptions
-from openautoglm.engine.record import MemoryReport, RequestRecord
+from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.progress import Progress
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 
@@ -82,6 +83,13 @@ class AskMemory(Frame, frozen=True, kw_only=True):
     budget_bytes: int | None = None
 
 
+class AskReport(Frame, frozen=True, kw_only=True):
+    """Ask for `Report`; `trace` starts or stops following allocations."""
+
+    call: int
+    trace: bool | None = None
+
+
 class Welcome(Frame, frozen=True, kw_only=True):
     """The answer to `Hello`."""
 
@@ -128,6 +136,13 @@ class Memory(Frame, frozen=True, kw_only=True):
     report: MemoryReport
 
 
+class Report(Frame, frozen=True, kw_only=True):
+    """The answer to `AskReport`."""
+
+    call: int
+    report: WatchdogReport
+
+
 class Fatal(Frame, frozen=True, kw_only=True):
     """The connection ends: its client broke the protocol, or the engine ended."""
 
@@ -165,8 +180,8 @@ class Failed(Frame, frozen=True, kw_only=True):
     error: WireError
 
 
-ClientFrame = Hello | Generate | Abort | AskStatus | AskRecord | AskMemory
-ServerFrame = Welcome | Accepted | Refused | Events | Status | Record | Memory | Fatal
+ClientFrame = Hello | Generate | Abort | AskStatus | AskRecord | AskMemory | AskReport
+ServerFrame = Welcome | Accepted | Refused | Events | Status | Record | Memory | Report | Fatal
 ControlFrame = Start | Stop
 ReportFrame = Loading | Ready | Failed
 

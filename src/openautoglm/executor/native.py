@@ -225,6 +225,18 @@ class NativeExecutor:
         untouched_kv = model.kv.allocated_bytes - model.kv.resident_bytes
         return untouched_kv + self.workspace_bytes - model.decoder.workspace_resident_bytes
 
+    def resident_parts(self) -> dict[str, int]:
+        """Return the bytes of memory that weights, KV pool and workspace really take now; no step may be running."""
+        model = self._open()
+        parts = {
+            "weights": model.weight_bytes,
+            "KV pool": model.kv.resident_bytes,
+            "workspace": model.decoder.workspace_resident_bytes,
+        }
+        if model.store.ring_bytes:
+            parts["ring of weights on disk"] = model.store.ring_bytes
+        return parts
+
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the workspace when the largest step that is allowed now has run."""

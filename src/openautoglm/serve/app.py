@@ -31,7 +31,15 @@ from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, f
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, reply_for
 from openautoglm.serve.sampling import chat_sampling, completion_sampling, deadline_of
-from openautoglm.serve.schemas import ChatBody, CompletionBody, DetokenizeBody, MemoryBody, SamplingBody, TokenizeBody
+from openautoglm.serve.schemas import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    MemoryBody,
+    ReportBody,
+    SamplingBody,
+    TokenizeBody,
+)
 
 _CLIENT_GONE_STATUS = 499
 _logger = get_logger(__name__)
@@ -43,7 +51,7 @@ def create_app(context: ServeContext) -> ASGIApp:
     app.include_router(information_routes(context))
     app.include_router(_generation_routes(context))
     app.include_router(memory_routes(context))
-    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody))
+    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ReportBody))
     for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
         app.add_exception_handler(kind, _answer_error)
     return Edge(app, context)

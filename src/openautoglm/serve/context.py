@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from openautoglm.engine.client import EngineClient, EngineDescription, EngineStatus
+from openautoglm.engine.watchdog import Watchdog
 from openautoglm.errors import EngineError
 from openautoglm.memory.requests import request_space
 from openautoglm.planner.price import MIN_HEADROOM_BYTES
@@ -30,7 +31,10 @@ _TEXT_THREADS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeContext:
-    """One served model. The owner closes `client` and `template`; `close` ends what belongs to the context."""
+    """One served model. The owner closes `client` and `template`; `close` ends what belongs to the context.
+
+    `watchdog` watches the memory of this process; None where nobody started one.
+    """
 
     client: EngineClient
     description: EngineDescription
@@ -41,6 +45,7 @@ class ServeContext:
     metrics: Metrics
     limits: Limits
     access: Access = field(default_factory=Access)
+    watchdog: Watchdog | None = None
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))
     created_seconds: int = field(default_factory=lambda: int(time.time()))

@@ -157,5 +157,5 @@ def _add_health(router: APIRouter, context: ServeContext) -> None:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        text = context.metrics.render(await status_or_none())
+        text = context.metrics.render(await status_or_none(), context.watchdog)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,15 +16,20 @@ from types import FrameType
 
 import uvicorn
 
+from openautoglm.engine.accounts import http_ledger_bytes
 from openautoglm.engine.assemble import Prepared, default_sampling, prepare
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.process import EngineProcess
+from openautoglm.engine.remote import SocketEngineClient
+from openautoglm.engine.report_files import ReportFiles, check_directory, report_directory
+from openautoglm.engine.watchdog import Accounts, Watchdog
 from openautoglm.families.generation import read_generation_defaults
 from openautoglm.log import ROOT_LOGGER_NAME, get_logger
 from openautoglm.memory.allocator import bound_allocator, trim_allocator
-from openautoglm.memory.requests import TEMPLATE_BYTES, RequestSpace, request_space
+from openautoglm.memory.requests import TEMPLATE_BYTES, request_space
 from openautoglm.planner.explain import plan_table
+from openautoglm.probe.process_memory import private_resident_bytes
 from openautoglm.progress import ProgressCallback
 from openautoglm.serve.access import Access, keep_current
 from openautoglm.serve.app import create_app
@@ -38,6 +44,7 @@ from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.spec.watchdog import WatchdogOptions
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.template_process import TemplateLimits
 from openautoglm.text.tokenizer import Tokenizer
@@ -68,6 +75,7 @@ def serve(
     """
     check_bind(options.host, guarded=options.access.guarded)
     access = Access(options.access)
+    check_directory(options.engine.watchdog.directory)
     bound_allocator()
     # Until the server runs, SIGTERM ends it like Ctrl-C does: nothing is left behind.
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -90,9 +98,8 @@ def serve(
             _tell("\n" + description.plan_table.rpartition("\n\n")[2])
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
-            space = request_space(prepared.plan.breakdown.headroom_bytes)
             return asyncio.run(
-                _run(options, access, listener, process, tokenizer, template, sampling, description, space)
+                _run(options, access, listener, process, tokenizer, template, sampling, description, prepared.plan)
             )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -130,10 +137,11 @@ async def _run(
     template: ChatTemplate,
     sampling: SamplingParams,
     description: EngineDescription,
-    space: RequestSpace,
+    plan: Plan,
 ) -> int:
     names = options.model_names or _default_names(options.engine.model, description.model)
-    client = process.client(max_unread_bytes=space.event_bytes)
+    space = request_space(plan.breakdown.headroom_bytes)
+    client, intake = process.client(max_unread_bytes=space.event_bytes), Intake(space)
     context = ServeContext(
         client=client,
         description=description,
@@ -149,15 +157,37 @@ async def _run(
         metrics=Metrics(names[0]),
         limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
-        intake=Intake(space),
+        intake=intake,
+        watchdog=_watchdog(options.engine.watchdog, plan, client, intake),
     )
     if options.access.keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(access.reload_if_changed, force=True))
     try:
         return await _serve_until_stopped(context, listener, process, options.drain_seconds)
     finally:
+        if context.watchdog is not None:
+            await asyncio.to_thread(context.watchdog.stop)
         await context.client.close()
         context.close()
+
+
+def _watchdog(options: WatchdogOptions, plan: Plan, client: SocketEngineClient, intake: Intake) -> Watchdog:
+    """Return the watchdog of this process: nothing here is measured, but bodies, answers and events are charged."""
+    ledger_bytes = http_ledger_bytes(plan)
+
+    def accounts() -> Accounts:
+        return Accounts(
+            private_bytes=private_resident_bytes(),
+            measured={},
+            charged={
+                "bodies": intake.bodies.in_use_bytes,
+                "answers": intake.answers.in_use_bytes,
+                "events": client.unread_bytes,
+            },
+            ledger_bytes=ledger_bytes,
+        )
+
+    return Watchdog("http", accounts, ReportFiles(report_directory(options.directory, os.environ), "http"), options)
 
 
 def _default_names(given: str, model: str) -> tuple[str, ...]:
@@ -169,6 +199,8 @@ async def _serve_until_stopped(
     context: ServeContext, listener: socket.socket, process: EngineProcess, drain_seconds: float
 ) -> int:
     listen(listener)
+    if context.watchdog is not None:
+        context.watchdog.start()
     server = _Server(context, drain_seconds)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))

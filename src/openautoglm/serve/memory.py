@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from openautoglm.serve.context import ServeContext
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
 from openautoglm.serve.replies import ErrorReply, ReplyError, json_response
-from openautoglm.serve.schemas import MemoryBody
+from openautoglm.serve.schemas import MemoryBody, ReportBody
 from openautoglm.units import parse_bytes
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -35,6 +36,16 @@ def memory_routes(context: ServeContext) -> APIRouter:
         async with context.intake.body(body_bytes(request, context.settings)) as charge:
             body = parse(MemoryBody, await read_json(request, context.settings, charge))
         return json_response(await context.client.memory(_budget_bytes(body.memory)))
+
+    @router.post("/admin/memory/report", openapi_extra=body_of(ReportBody))
+    async def report_memory(request: Request) -> Response:
+        """Tell where the memory of each process is, and write it down; `{}` asks for no more than that."""
+        async with context.intake.body(body_bytes(request, context.settings)) as charge:
+            body = parse(ReportBody, await read_json(request, context.settings, charge))
+        reports = [await context.client.report(trace=body.trace)]
+        if context.watchdog is not None:
+            reports.append(await asyncio.to_thread(context.watchdog.report, trace=body.trace))
+        return json_response({"object": "memory.reports", "reports": reports})
 
     @router.get("/v1/requests/{request_id}/explain")
     async def explain(request_id: str) -> Response:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent
+from openautoglm.engine.watchdog import Watchdog
 
 _FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
@@ -80,9 +81,9 @@ class Metrics:
         """Start to measure a request."""
         return RequestMeter(metrics=self)
 
-    def render(self, status: EngineStatus | None) -> bytes:
+    def render(self, status: EngineStatus | None, watchdog: Watchdog | None = None) -> bytes:
         """Return the text format; `status` None means that the engine does not answer."""
-        self._engine.status = status
+        self._engine.status, self._engine.watchdog = status, watchdog
         return generate_latest(self._registry)
 
     def observe_first_token(self, seconds: float) -> None:
@@ -149,11 +150,13 @@ class _EngineCollector:
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self.status: EngineStatus | None = None
+        self.watchdog: Watchdog | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the last status."""
         status = self.status
         yield self._gauge("openautoglm_engine_ready", "Whether the engine takes requests.", float(_ready(status)))
+        yield from self._reports(status)
         if status is None:
             return
         used_blocks = status.num_blocks - status.num_free_blocks - status.num_cached_blocks
@@ -191,6 +194,30 @@ class _EngineCollector:
         yield self._gauge("openautoglm_memory_budget_bytes", "Bound on the process tree.", status.budget_bytes)
         yield self._gauge("openautoglm_memory_tree_bytes", "Memory of the process tree.", status.tree_bytes)
         yield self._gauge("openautoglm_memory_pressure", "Byte pressure: 0 none, 1 nothing left.", status.byte_pressure)
+
+    def _reports(self, status: EngineStatus | None) -> Iterator[Metric]:
+        """Yield what the watchdogs of both processes have counted; nothing before there is one."""
+        made: dict[str, tuple[dict[str, int], int]] = {}
+        if self.watchdog is not None:
+            made["http"] = self.watchdog.num_reports, self.watchdog.num_unwritten
+        if status is not None and status.memory_reports:
+            made["engine"] = status.memory_reports, status.num_unwritten_reports
+        if not made:
+            return
+        labels = ["model_name", "process"]
+        reports = CounterMetricFamily(
+            "openautoglm_memory_reports", "Reports of where memory is, by what brought them on.",
+            labels=[*labels, "reason"],
+        )  # fmt: skip
+        unwritten = CounterMetricFamily(
+            "openautoglm_memory_reports_unwritten", "Memory reports that found no place on disk.", labels=labels
+        )
+        for process, (counts, num_unwritten) in made.items():
+            for reason, number in counts.items():
+                reports.add_metric([self._model_name, process, reason], number)
+            unwritten.add_metric([self._model_name, process], num_unwritten)
+        yield reports
+        yield unwritten
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         metric = GaugeMetricFamily(name, text, labels=["model_name"])

@@ -117,3 +117,9 @@ class MemoryBody(Body):
     """POST /admin/memory: the new budget of the whole process tree, as text such as "3GiB" or in bytes."""
 
     memory: str | int
+
+
+class ReportBody(Body):
+    """POST /admin/memory/report: `trace` true follows Python's allocations from now on, false ends that."""
+
+    trace: bool | None = None
