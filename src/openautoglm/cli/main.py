@@ -18,6 +18,7 @@ INTERRUPTED_EXIT_CODE = 130
 # Name and one-line help; a command lives in openautoglm.cli.<name> as <name>_command.
 _COMMANDS = {
     "run": "Chat with a model, or continue one prompt, in this terminal.",
+    "digest": "Summarise a document of any length.",
     "serve": "Serve a model behind an OpenAI-compatible API.",
     "plan": "Show what a model will take in memory, before loading it.",
     "explain": "Tell where the time of a server's request went.",

@@ -38,8 +38,10 @@ from openautoglm.serve.schemas import (
     MemoryBody,
     ReportBody,
     SamplingBody,
+    SplitBody,
     TokenizeBody,
 )
+from openautoglm.serve.splitting import split_routes
 
 _CLIENT_GONE_STATUS = 499
 _logger = get_logger(__name__)
@@ -51,7 +53,8 @@ def create_app(context: ServeContext) -> ASGIApp:
     app.include_router(information_routes(context))
     app.include_router(_generation_routes(context))
     app.include_router(memory_routes(context))
-    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ReportBody))
+    app.include_router(split_routes(context))
+    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ReportBody, SplitBody))
     for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
         app.add_exception_handler(kind, _answer_error)
     return Edge(app, context)

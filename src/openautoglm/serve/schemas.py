@@ -113,6 +113,17 @@ class DetokenizeBody(Body):
     tokens: TokenIds
 
 
+class SplitBody(Body):
+    """POST /v1/split: a document, and how long its pieces may be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    text: str
+    max_tokens: int
+    overlap_tokens: int = 0
+
+
 class MemoryBody(Body):
     """POST /admin/memory: the new budget of the whole process tree, as text such as "3GiB" or in bytes."""
 
