@@ -31,6 +31,7 @@ PATHS = {
     "/v1/chat/completions": USER,
     "/v1/completions": USER,
     "/v1/models": USER,
+    "/v1/split": USER,
     "/v1/models/{model}": USER,
     "/v1/requests/{request_id}/explain": USER,
     "/tokenize": USER,

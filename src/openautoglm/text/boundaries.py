@@ -39,7 +39,8 @@ CODE_BLOCK, TABLE_ROW = "code_block", "table_row"
 _LINE = re.compile(r"[^\n]*+\n?+")
 _FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)([^\n]*)")
 _HEADING = re.compile(
-    r" {0,3}#{1,6}[ \t]|[ \t\u3000]*+第[0-9〇零一二三四五六七八九十百千]{1,9}+[章节回部篇卷]|[一二三四五六七八九十]{1,3}+、"
+    r" {0,3}#{1,6}[ \t]|[一二三四五六七八九十]{1,3}+、"
+    r"|[ \t\u3000]*+第[0-9〇零一二三四五六七八九十百千]{1,9}+[章节回部篇卷]"
 )
 _UNDERLINE = re.compile(r"([=\-~^*])\1{2,}+[ \t]*+$")
 _ITEM = re.compile(
