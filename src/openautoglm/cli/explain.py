@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 
 import click
 
-MAX_ANSWER_BYTES = 1 << 20
+from openautoglm.cli.server import ask_server
 
 
 @click.command("explain")
@@ -24,7 +22,7 @@ def explain_command(request_id: str, url: str, api_key: str | None, as_json: boo
     from openautoglm.engine.explain import explain_text
     from openautoglm.engine.record import RequestRecord
 
-    answer = _ask(f"{url.rstrip('/')}/v1/requests/{urllib.parse.quote(request_id, safe='')}/explain", api_key)
+    answer = _ask(url, request_id, api_key)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -35,22 +33,10 @@ def explain_command(request_id: str, url: str, api_key: str | None, as_json: boo
     click.echo("\n".join(explain_text(record) for record in records))
 
 
-def _ask(url: str, api_key: str | None) -> dict[str, object]:
-    if not url.startswith(("http://", "https://")):
-        raise click.UsageError(f"--url must begin with http:// or https://, got {url!r}")
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+def _ask(url: str, request_id: str, api_key: str | None) -> dict[str, object]:
+    path = f"/v1/requests/{urllib.parse.quote(request_id, safe='')}/explain"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:  # noqa: S310
-            answer = json.loads(reply.read(MAX_ANSWER_BYTES))
-    except urllib.error.HTTPError as error:
-        raise click.ClickException(_message(error.read(MAX_ANSWER_BYTES)) or f"{url}: {error}") from None
-    except (OSError, ValueError) as error:
+        answer = json.loads(ask_server(url, path, api_key))
+    except ValueError as error:
         raise click.ClickException(f"{url} does not answer as a server of this package: {error}") from None
     return answer if isinstance(answer, dict) else {}
-
-
-def _message(body: bytes) -> str | None:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return None

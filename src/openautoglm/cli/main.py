@@ -22,6 +22,7 @@ _COMMANDS = {
     "serve": "Serve a model behind an OpenAI-compatible API.",
     "plan": "Show what a model will take in memory, before loading it.",
     "explain": "Tell where the time of a server's request went.",
+    "top": "Watch a running server: memory map, ladder, requests, speed.",
     "bench": "Measure speed and memory beside this machine's roofline.",
     "doctor": "Check this machine, with advice for each finding.",
     "ls": "List the models in the local cache.",

@@ -92,7 +92,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     `num_refused` requests found no room, `num_missed_deadlines` had not ended in time. `rung` is the number of the
     ladder's rung (0: none), `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree,
     which takes `tree_bytes`; all of these are 0 for an engine without a ladder. `memory_reports` counts the reports of
-    the engine's watchdog by reason, `num_unwritten_reports` those that found no place on disk.
+    the engine's watchdog by reason, `num_unwritten_reports` those that found no place on disk. `memory` is the budget,
+    what takes it, and the ladder; None for an engine without one.
     """
 
     ready: bool
@@ -119,6 +120,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     rung_transitions: dict[str, int] = {}
     memory_reports: dict[str, int] = {}
     num_unwritten_reports: int = 0
+    memory: MemoryReport | None = None
 
 
 class EngineClient(Protocol):

@@ -153,6 +153,8 @@ class Ladder:
             byte_pressure=pressure.bytes,
             tightest="" if tightest is None else tightest.source,
             transitions=self.transition_labels(),
+            rooms=signals.rooms,
+            stalled_share=signals.stalled_share,
         )
 
     def transition_labels(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from openautoglm.memory.growth import Growth
 from openautoglm.probe.mappings import MappingKind
 from openautoglm.probe.native_heap import NativeHeap
 from openautoglm.probe.process_memory import ProcessMemory
+from openautoglm.spec.pressure import Room
 
 
 class ChoiceRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,8 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     `budget_bytes` bounds the process tree now, `planned_bytes` is what the load was planned with. `tree_bytes` is what
     the tree takes, `ledger` what is charged for what. `pool_blocks` are there now, of `planned_blocks` at load and
     `max_blocks` at most; `pool_target_blocks` is where the pool is heading. Pressures are 0 when all is well, 1 when
-    nothing is left. `transitions` counts how often each rung was entered.
+    nothing is left. `transitions` counts how often each rung was entered. `rooms` are the bounds that pressure comes
+    from, `stalled_share` the share of time in which somebody waited for memory.
     """
 
     budget_bytes: int
@@ -70,6 +72,8 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     byte_pressure: float
     tightest: str
     transitions: dict[str, int]
+    rooms: tuple[Room, ...] = ()
+    stalled_share: float = 0.0
 
 
 class WatchdogReport(msgspec.Struct, frozen=True, kw_only=True):

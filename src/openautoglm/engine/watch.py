@@ -78,6 +78,7 @@ class MemoryWatch:
             rung=int(ladder.rung),
             rung_transitions=ladder.transition_labels(),
             byte_pressure=byte_level(signals),
+            memory=ladder.report(signals),
         )
 
     def _run(self) -> None:

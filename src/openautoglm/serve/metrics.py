@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent
+from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.watchdog import Watchdog
 
 _FIRST_TOKEN_BUCKETS = (
@@ -194,6 +195,8 @@ class _EngineCollector:
         yield self._gauge("openautoglm_memory_budget_bytes", "Bound on the process tree.", status.budget_bytes)
         yield self._gauge("openautoglm_memory_tree_bytes", "Memory of the process tree.", status.tree_bytes)
         yield self._gauge("openautoglm_memory_pressure", "Byte pressure: 0 none, 1 nothing left.", status.byte_pressure)
+        if status.memory is not None:
+            yield from self._memory(status.memory)
 
     def _reports(self, status: EngineStatus | None) -> Iterator[Metric]:
         """Yield what the watchdogs of both processes have counted; nothing before there is one."""
@@ -218,6 +221,34 @@ class _EngineCollector:
             unwritten.add_metric([self._model_name, process], num_unwritten)
         yield reports
         yield unwritten
+
+    def _memory(self, memory: MemoryReport) -> Iterator[Metric]:
+        """Yield the memory map: what the ledger has charged, the pool's sizes, the bounds around the process tree."""
+
+        def gauges(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+            metric = GaugeMetricFamily(name, text, labels=["model_name", label])
+            for key, value in values.items():
+                metric.add_metric([self._model_name, key], value)
+            return metric
+
+        pool = {
+            "now": memory.pool_blocks,
+            "target": memory.pool_target_blocks,
+            "planned": memory.planned_blocks,
+            "most": memory.max_blocks,
+        }
+        limits = {room.source: room.limit_bytes for room in memory.rooms}
+        left = {room.source: room.left_bytes for room in memory.rooms}
+        yield gauges("openautoglm_memory_ledger_bytes", "What the ledger has charged.", "part", dict(memory.ledger))
+        yield gauges("openautoglm_memory_limit_bytes", "Bounds on the process tree.", "source", limits)
+        yield gauges("openautoglm_memory_left_bytes", "What is left below a bound.", "source", left)
+        yield gauges("openautoglm_kv_pool_blocks", "Sizes of the KV pool, in blocks.", "size", pool)
+        yield self._gauge("openautoglm_kv_block_bytes", "Bytes of one KV block.", memory.block_bytes)
+        yield self._gauge("openautoglm_step_tokens", "Most tokens of one step now.", memory.step_tokens)
+        yield self._gauge("openautoglm_block_pressure", "Share of the pool in use, or what had to be done beyond.",
+                          memory.block_pressure)  # fmt: skip
+        yield self._gauge("openautoglm_memory_stalled_share", "Time spent waiting for memory, 0 to 1.",
+                          memory.stalled_share)  # fmt: skip
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         metric = GaugeMetricFamily(name, text, labels=["model_name"])

@@ -1,0 +1,88 @@
+"""`Screen`: a terminal that is painted again and again, and left as it was found however the program ends.
+
+Plain ANSI sequences (ECMA-48, xterm's alternate screen): whatever was on the terminal is there again afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+_ENTER = "\x1b[?1049h\x1b[?25l"
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_HOME, _END_OF_LINE, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+_QUIT_KEYS = b"qQ\x04"
+
+
+class Screen:
+    """A context manager around the painting; standard output must be a terminal."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+        self._signals: dict[signal.Signals, Any] = {}
+
+    @property
+    def width(self) -> int:
+        """Columns, now: windows change their size."""
+        return shutil.get_terminal_size().columns
+
+    def __enter__(self) -> Screen:
+        """Take the terminal: another page of it, no cursor, keys at once and unseen. Signals that end us are errors."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self._signals[number] = signal.signal(number, _end)
+        if sys.stdin.isatty():
+            self._before = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)
+        sys.stdout.write(_ENTER)
+        sys.stdout.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        try:
+            sys.stdout.write(_LEAVE)
+            sys.stdout.flush()
+        finally:
+            if self._before is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
+            for number, handler in self._signals.items():
+                signal.signal(number, handler)
+
+    def paint(self, lines: Sequence[str]) -> None:
+        """Show the lines that the window has room for; the last row tells of those that it has not."""
+        height = max(2, shutil.get_terminal_size().lines)
+        shown = list(lines)
+        if len(shown) > height:
+            shown = [*shown[: height - 1], f"({len(lines) - height + 1} more lines: enlarge the window)"[: self.width]]
+        text = f"{_END_OF_LINE}\r\n".join(shown)
+        sys.stdout.write(f"{_HOME}{text}{_END_OF_LINE}{_BELOW}")
+        sys.stdout.flush()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; return whether a key was pressed that quits."""
+        if self._before is None:
+            time.sleep(seconds)
+            return False
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([sys.stdin], [], [], left)[0]:
+                keys = os.read(sys.stdin.fileno(), 64)
+                if not keys or any(key in _QUIT_KEYS for key in keys):
+                    return True
+        return False
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED_EXIT_CODE)
