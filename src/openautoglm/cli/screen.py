@@ -19,7 +19,7 @@ from typing import Any
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
-_HOME, _END_OF_LINE, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[2K", "\x1b[J"
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 _QUIT_KEYS = b"qQ\x04"
 
@@ -66,8 +66,9 @@ class Screen:
         shown = list(lines)
         if len(shown) > height:
             shown = [*shown[: height - 1], f"({len(lines) - height + 1} more lines: enlarge the window)"[: self.width]]
-        text = f"{_END_OF_LINE}\r\n".join(shown)
-        sys.stdout.write(f"{_HOME}{text}{_END_OF_LINE}{_BELOW}")
+        # Lines are cleared before they are written: behind one as wide as the window its last letter would go too.
+        text = f"\n{_CLEAR_LINE}".join(shown)
+        sys.stdout.write(f"{_HOME}{_CLEAR_LINE}{text}{_CLEAR_BELOW if len(shown) < height else ''}")
         sys.stdout.flush()
 
     def wait(self, seconds: float) -> bool:

@@ -120,7 +120,7 @@ def rung_name(look: ServerLook) -> str:
     from openautoglm.spec.pressure import Rung
 
     number = look.number("openautoglm_ladder_rung")
-    return Rung(number).label if number in iter(Rung) else str(number)
+    return next((rung.label for rung in Rung if rung == number), str(number))
 
 
 def printable(text: str) -> str:
