@@ -14,7 +14,7 @@ the pool may shrink and grow: blocks are numbered from 0, so that what lies beyo
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from openautoglm.errors import EngineError
 
@@ -36,6 +36,7 @@ class BlockPool:
         self._block_of_key: dict[bytes, int] = {}
         self._free = list(reversed(range(num_blocks)))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.on_evict: Callable[[int, bytes], None] | None = None  # told of a cached block whose content is given up
 
     @property
     def num_free(self) -> int:
@@ -76,6 +77,8 @@ class BlockPool:
         block, _ = self._cached.popitem(last=False)
         key = self._keys[block]
         if key is not None:
+            if self.on_evict is not None:
+                self.on_evict(block, key)
             del self._block_of_key[key]
         self._keys[block] = None
         return block

@@ -19,6 +19,7 @@ from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
 from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.engine.spill import Spill
 from openautoglm.engine.timeline import Phase
 from openautoglm.errors import (
     DeadlineError,
@@ -30,6 +31,7 @@ from openautoglm.errors import (
 )
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
+from openautoglm.memory.spill_store import SpillStore
 from openautoglm.text.detokenize import TokenSource
 
 _log = get_logger(__name__)
@@ -55,6 +57,7 @@ class Engine:
         resident_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
         request_space_bytes: int = LEAST_SPACE_BYTES,
+        spill_store: SpillStore | None = None,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -75,8 +78,13 @@ class Engine:
         )
         self._most_step_tokens = layout.max_step_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
+        self._spill = None if spill_store is None else Spill(spill_store, executor)
         self._scheduler = Scheduler(
-            self._pool, max_step_tokens=layout.max_step_tokens, max_running=self.max_running, clock=clock
+            self._pool,
+            max_step_tokens=layout.max_step_tokens,
+            max_running=self.max_running,
+            clock=clock,
+            spill=self._spill,
         )
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
         self._intake = Intake(
@@ -350,4 +358,6 @@ class Engine:
         for request in list(self._requests.values()):
             self._end_request(request, "abort", None)
         self._events.clear()
+        if self._spill is not None:
+            self._spill.store.close()
         self._executor.close()

@@ -62,6 +62,16 @@ class PrefixCache:
             self._pool.register(sequence.blocks[index], sequence.keys[index + 1])
         sequence.num_registered = num_full
 
+    def content_keys(self, sequence: Sequence) -> list[bytes]:
+        """Return a key for what each of the sequence's computed blocks holds, a partly filled last one included."""
+        num_full, rest = divmod(sequence.num_computed, self._pool.block_tokens)
+        self._extend_keys(sequence, num_full)
+        keys = sequence.keys[1 : num_full + 1]
+        if rest:
+            tail = sequence.tokens(sequence.num_computed - rest, sequence.num_computed)
+            keys.append(block_key(sequence.keys[num_full], tail.tobytes()))
+        return keys
+
     def _extend_keys(self, sequence: Sequence, num_blocks: int) -> None:
         """Make sequence.keys (the root, then one key a block) cover `num_blocks` blocks."""
         keys, size = sequence.keys, self._pool.block_tokens

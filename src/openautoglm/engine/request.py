@@ -33,8 +33,9 @@ class Request:
 
     `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added
     to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
-    `num_cached_tokens` is the part of the prompt found in the cache on first admission. Times are the engine's
-    clock. `rungs` holds the rungs of the ladder that touched the request, a bit each.
+    `num_cached_tokens` is the part of the prompt found in the cache on first admission. What happened to its choices
+    when they were set back: blocks that were spilled and that came back, tokens that had to be computed again. Times
+    are the engine's clock. `rungs` holds the rungs of the ladder that touched the request, a bit each.
     """
 
     request_id: str
@@ -51,6 +52,9 @@ class Request:
     early_biases: tuple[tuple[int, float], ...] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0
+    num_spilled_blocks: int = 0
+    num_restored_blocks: int = 0
+    num_recomputed_tokens: int = 0
     arrival_seconds: float = field(default_factory=time.monotonic)
     start_seconds: float | None = None
     first_token_seconds: float | None = None
@@ -106,7 +110,8 @@ class Sequence:
                  | computed ............ | pending |      num_pending == 1: the choice is decoding
         blocks   | 16 | 16 | 16 | 16 |                    block i holds positions 16i to 16i+15
 
-    After preemption `num_computed` is 0 and the generated tokens are computed again like a prompt.
+    After preemption `num_computed` is 0 and the generated tokens are computed again like a prompt, unless their blocks
+    come back: `num_lost_tokens` had been computed, `spill_keys` name the blocks that hold them (see spill.py).
     """
 
     __slots__ = (
@@ -118,10 +123,12 @@ class Sequence:
         "keys",
         "num_admissions",
         "num_computed",
+        "num_lost_tokens",
         "num_registered",
         "num_tokens",
         "order",
         "request",
+        "spill_keys",
         "state",
         "text",
         "timeline",
@@ -141,6 +148,8 @@ class Sequence:
         self.keys: list[bytes] = [request.root_key]
         self.num_registered = 0
         self.num_admissions = 0
+        self.num_lost_tokens = 0
+        self.spill_keys: list[bytes] = []
         self.text = text
         self.finish_reason: str | None = None
         self.timeline = Timeline(request.arrival_seconds)

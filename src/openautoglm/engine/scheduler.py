@@ -26,6 +26,7 @@ from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.expected import AnswerLengths, peak_blocks
 from openautoglm.engine.prefix import PrefixCache
 from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.spill import Spill
 from openautoglm.engine.timeline import Phase
 from openautoglm.spec.pressure import Rung
 
@@ -96,10 +97,14 @@ class Scheduler:
         max_step_tokens: int,
         max_running: int,
         clock: Callable[[], float] = time.monotonic,
+        spill: Spill | None = None,
     ) -> None:
         self._pool = self.pool = pool
         self._clock = clock
         self._prefix = PrefixCache(pool)
+        self._spill = spill
+        if spill is not None:
+            pool.on_evict = spill.evicted
         self._max_step_tokens = max_step_tokens
         self._max_running = min(max_running, max_step_tokens)
         self._step_tokens = max_step_tokens
@@ -112,6 +117,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_recomputed_tokens = 0
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
 
@@ -200,6 +206,8 @@ class Scheduler:
             case SequenceState.FINISHED:
                 return
         self._pool.release(sequence.detach())
+        if self._spill is not None:
+            self._spill.forget(sequence)
         sequence.state = SequenceState.FINISHED
         self.wake()
 
@@ -273,6 +281,7 @@ class Scheduler:
         sequence.attach(matched + (self._pool.allocate(num_new) or []))
         sequence.num_computed = len(matched) * self._pool.block_tokens
         sequence.num_registered = len(matched)
+        self._make_up(sequence, num_matched=len(matched))
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         sequence.state = SequenceState.RUNNING
@@ -302,11 +311,32 @@ class Scheduler:
             return 0
         return max(0, -(-(request.num_prompt_tokens + expected) // self._pool.block_tokens) - num_blocks)
 
+    def _make_up(self, sequence: Sequence, *, num_matched: int) -> None:
+        """Bring back what a sequence that was set back had computed, and count what must be computed again."""
+        if not sequence.num_lost_tokens:
+            return
+        if self._spill is not None:
+            num_whole = self._spill.restore(sequence, self._pool, first=num_matched)
+            restored = min(num_whole * self._pool.block_tokens, sequence.num_lost_tokens)
+            sequence.num_computed = max(sequence.num_computed, restored)
+            self._spill.forget(sequence)
+        num_again = max(0, sequence.num_lost_tokens - sequence.num_computed)
+        sequence.request.num_recomputed_tokens += num_again
+        self.num_recomputed_tokens += num_again
+        sequence.num_lost_tokens = 0
+
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        sequence.num_lost_tokens = sequence.num_computed
+        spills = self._spill is not None and self._spill.store.accepts
+        if self._spill is not None and spills:
+            keys = self._prefix.content_keys(sequence)
+            if sequence.num_computed % self._pool.block_tokens:
+                self._pool.register(sequence.blocks[len(keys) - 1], keys[-1])
+            self._spill.want(sequence, keys)
         self._pool.release(sequence.detach())
-        sequence.timeline.enter(Phase.PREEMPTED, self._clock())
-        sequence.request.touch(Rung.PREEMPT)
+        sequence.timeline.enter(Phase.SPILLED if spills else Phase.PREEMPTED, self._clock())
+        sequence.request.touch(Rung.SPILL if spills else Rung.PREEMPT)
         self._enqueue(sequence)
         self.num_preemptions += 1
 

@@ -1,0 +1,93 @@
+"""`Spill`: KV blocks of sequences that were set back, kept outside the pool until their sequence goes on.
+
+A sequence that is preempted gives up its blocks; they stay in the pool as cached ones, under the hash of all tokens up
+to their end, until somebody needs the place. Only then are they exported to the store (lazily: who comes back soon
+pays nothing), and on readmission whatever is still there is shared, copied or imported; the rest is computed again.
+
+    preempt     keys of all computed blocks become wanted; the last, partly filled block gets a key too
+    evict       a wanted block is exported to the store, checksummed        (allocation, `Engine.resize_pool`, trimming)
+    admit       blocks from the pool, then copies and imports up to the first one that is lost or damaged
+
+For the ladder, between two steps:
+
+    Engine.preempt(num_blocks)                  sets back the worst running choices; with a store they spill
+    Engine.preempt(num_blocks, spill=False)     the same, to be computed again
+    Engine.resize_pool(target)                  gives the memory back; wanted blocks that no longer fit are exported
+    Engine.can_spill                            whether a store is there and still takes anything
+    Sequence.spill_keys                         not empty while a choice waits with something to come back to
+    Request.num_spilled_blocks, num_restored_blocks, num_recomputed_tokens, num_preemptions     marks for `explain`
+
+Spilling changes no output: a block's bytes are restored as they were, or its tokens are computed again, to the same.
+"""
+
+from __future__ import annotations
+
+from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.request import Sequence
+from openautoglm.executor.protocol import Executor
+from openautoglm.memory.spill_store import SpillStore
+
+
+class Spill:
+    """Decides what is worth keeping, and moves it between `executor` and `store`. One thread only."""
+
+    def __init__(self, store: SpillStore, executor: Executor) -> None:
+        self._store = store
+        self._executor = executor
+        self._wanted: dict[bytes, list[Sequence]] = {}
+        self.num_spilled_blocks = 0
+        self.num_restored_blocks = 0
+
+    @property
+    def store(self) -> SpillStore:
+        """Where blocks are kept."""
+        return self._store
+
+    def want(self, sequence: Sequence, keys: list[bytes]) -> None:
+        """Keep the contents under `keys`, one a block from the sequence's beginning, until it goes on or ends."""
+        sequence.spill_keys = keys
+        for key in keys:
+            self._wanted.setdefault(key, []).append(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence goes on or ends: what nobody else waits for leaves the store."""
+        for key in sequence.spill_keys:
+            waiting = self._wanted[key]
+            waiting.remove(sequence)
+            if not waiting:
+                del self._wanted[key]
+                self._store.drop(key)
+        sequence.spill_keys = []
+
+    def evicted(self, block: int, key: bytes) -> None:
+        """A cached block is about to be used for something else: keep what it holds if a sequence waits for it."""
+        waiting = self._wanted.get(key)
+        if waiting is None or key in self._store or not self._store.accepts:
+            return
+        try:
+            data = self._executor.export_blocks([block])
+        except MemoryError:  # spilling happens when memory is short: without a buffer the block is computed again
+            return
+        if self._store.put(key, data):
+            self.num_spilled_blocks += 1
+            for sequence in waiting:
+                sequence.request.num_spilled_blocks += 1
+
+    def restore(self, sequence: Sequence, pool: BlockPool, *, first: int) -> int:
+        """Fill the sequence's own blocks from number `first` on; return how many blocks now hold what they did.
+
+        Stops at the first block that is neither in the pool nor whole in the store.
+        """
+        for index in range(first, len(sequence.spill_keys)):
+            key, block = sequence.spill_keys[index], sequence.blocks[index]
+            source = pool.lookup(key)
+            if source is not None:
+                self._executor.copy_blocks([(source, block)])
+                continue
+            data = self._store.get(key)
+            if data is None:
+                return index
+            self._executor.import_blocks([block], data)
+            self.num_restored_blocks += 1
+            sequence.request.num_restored_blocks += 1
+        return max(first, len(sequence.spill_keys))

@@ -1,0 +1,168 @@
+"""`HostTier` and `DiskTier`: where equal pieces of bytes wait under a key, the least recently put ones leaving first.
+
+Both keep their pieces in slots and count exactly what they take; `SpillStore` (spill_store.py) puts them together.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import OrderedDict
+
+from openautoglm.errors import OutOfMemoryError
+from openautoglm.memory.ledger import Ledger
+from openautoglm.memory.spill_file import SpillFile
+from openautoglm.units import round_up
+
+HOST_TIER_NAME = "KV spill"
+
+
+class _Slots:
+    """Which slot holds which key, oldest first; the slot freed last is used next."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._slot_of: OrderedDict[bytes, int] = OrderedDict()
+        self._free: list[int] = []
+        self._num_used = 0
+        self._num_slots = num_slots
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._slot_of
+
+    @property
+    def full(self) -> bool:
+        return len(self._slot_of) >= self._num_slots
+
+    def take(self, key: bytes) -> int:
+        """Return a free slot, now `key`'s; there must be one."""
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = self._num_used
+            self._num_used += 1
+        self._slot_of[key] = slot
+        return slot
+
+    def find(self, key: bytes) -> int:
+        return self._slot_of[key]
+
+    def drop(self, key: bytes) -> int:
+        slot = self._slot_of.pop(key)
+        self._free.append(slot)
+        return slot
+
+    def oldest(self) -> bytes | None:
+        return next(iter(self._slot_of), None)
+
+
+class HostTier:
+    """Up to `capacity_bytes` of pieces of `piece_bytes` in this process's memory, taken and given back slot by slot.
+
+    `ledger`, where there is one, is charged for each slot before it is written.
+    """
+
+    def __init__(self, capacity_bytes: int, piece_bytes: int, *, ledger: Ledger | None = None) -> None:
+        self.piece_bytes = piece_bytes
+        self.slot_bytes = round_up(piece_bytes, mmap.PAGESIZE)
+        num_slots = capacity_bytes // self.slot_bytes
+        self._slots = _Slots(num_slots)
+        self._arena = mmap.mmap(-1, max(1, num_slots) * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._charge = None if ledger is None else ledger.reserve(HOST_TIER_NAME, 0)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the slots in use."""
+        return len(self._slots) * self.slot_bytes
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a piece is here."""
+        return key in self._slots
+
+    def put(self, key: bytes, data: bytes) -> bool:
+        """Keep a piece; False, keeping nothing, where no slot is free or the ledger refuses it."""
+        if self._slots.full:
+            return False
+        if self._charge is not None:
+            try:
+                self._charge.resize(self.used_bytes + self.slot_bytes)
+            except OutOfMemoryError:
+                return False
+        begin = self._slots.take(key) * self.slot_bytes
+        self._arena[begin : begin + len(data)] = data
+        return True
+
+    def get(self, key: bytes) -> bytes:
+        """Return a piece that is here."""
+        begin = self._slots.find(key) * self.slot_bytes
+        return self._arena[begin : begin + self.piece_bytes]
+
+    def drop(self, key: bytes) -> None:
+        """Forget a piece that is here; its memory is given back."""
+        slot = self._slots.drop(key)
+        self._arena.madvise(mmap.MADV_DONTNEED, slot * self.slot_bytes, self.slot_bytes)
+        if self._charge is not None:
+            self._charge.resize(self.used_bytes)
+
+    def oldest(self) -> bytes | None:
+        """Return the key that was put first of those here."""
+        return self._slots.oldest()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._arena.close()
+        if self._charge is not None:
+            self._charge.release()
+
+
+class DiskTier:
+    """Up to `capacity_bytes` of pieces in a `SpillFile`; where it is full, the oldest piece makes room.
+
+    Methods may raise `OSError`; a piece whose writing failed is not here.
+    """
+
+    def __init__(self, capacity_bytes: int, piece_bytes: int, file: SpillFile) -> None:
+        self.piece_bytes = piece_bytes
+        self._file = file
+        self._num_slots = capacity_bytes // file.slot_bytes
+        self._slots = _Slots(self._num_slots)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the slots in use; the file itself is as long as it was at its fullest."""
+        return len(self._slots) * self._file.slot_bytes
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a piece is here."""
+        return key in self._slots
+
+    def put(self, key: bytes, data: bytes) -> bytes | None:
+        """Write a piece; return the key that made room for it, if one had to. There must be room for one at all."""
+        made_room = self._slots.oldest() if self._slots.full else None
+        if made_room is not None:
+            self._slots.drop(made_room)
+        slot = self._slots.take(key)
+        try:
+            self._file.write(slot, data)
+        except OSError:
+            self._slots.drop(key)
+            raise
+        return made_room
+
+    @property
+    def num_slots(self) -> int:
+        """How many pieces there is room for."""
+        return self._num_slots
+
+    def get(self, key: bytes) -> bytes:
+        """Read a piece that is here; shorter where the file was cut."""
+        return self._file.read(self._slots.find(key), self.piece_bytes)
+
+    def drop(self, key: bytes) -> None:
+        """Forget a piece that is here."""
+        self._slots.drop(key)
+
+    def close(self) -> None:
+        """Delete everything."""
+        self._file.close()
