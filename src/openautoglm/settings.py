@@ -73,6 +73,12 @@ def _size(value: str | int) -> str:
     return text
 
 
+def _room(value: str | int) -> str:
+    text = str(value)
+    parse_bytes(text)
+    return text
+
+
 def _integer(low: int, high: int) -> Callable[[str | int], int]:
     def check(value: str | int) -> int:
         text = str(value)
@@ -148,6 +154,9 @@ SETTINGS = (
     ),
     SettingSpec(name="place", default=None, check=_placement, help="Layers that stay on disk, or in memory."),
     SettingSpec(name="offload_dir", default=None, check=_text, help="Directory of weights that stay on disk."),
+    SettingSpec(name="spill_memory", default=None, check=_room, help="Host memory for KV blocks beside the pool."),
+    SettingSpec(name="spill_disk", default=None, check=_room, help="Disk space for KV blocks beside the pool."),
+    SettingSpec(name="spill_dir", default=None, check=_text, help="Directory of KV blocks on disk."),
     SettingSpec(name="cache", default=None, check=_text, help='Directory of packed weights; "off" for none.'),
     SettingSpec(name="strict", default=False, check=_switch, help="Whether fallbacks and downgrades are errors."),
     SettingSpec(

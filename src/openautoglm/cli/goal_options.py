@@ -11,6 +11,7 @@ from openautoglm.settings import KV_NAMES
 from openautoglm.spec.formats import WEIGHT_GROUPS, ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.offload import OffloadMode, Placement, parse_placement
+from openautoglm.spec.spill import SpillTiers
 from openautoglm.units import parse_bytes
 
 QUANT_CHOICES = ("auto", "bf16", "int8", "int4", "nf4")
@@ -69,6 +70,15 @@ _OPTIONS = (
         help="Layers that stay on disk, or in memory, such as layers.20-27=disk,layers.0=memory.",
     ),
     click.option("--offload-dir", metavar="DIR", help="Where weights on disk are kept (with the packed weights)."),
+    click.option(
+        "--spill-memory",
+        metavar="SIZE",
+        help="Host memory, within --memory, for the KV cache of requests that are set back (default: none).",
+    ),
+    click.option(
+        "--spill-disk", metavar="SIZE", help="Disk space for the same, once that memory is full (default: none)."
+    ),
+    click.option("--spill-dir", metavar="DIR", help="Where on disk that is (~/.cache/openautoglm/spill)."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads (default: usable cores)."),
 )
 
@@ -92,6 +102,9 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
         offload: str,
         place: str | None,
         offload_dir: str | None,
+        spill_memory: str | None,
+        spill_disk: str | None,
+        spill_dir: str | None,
         threads: int | None,
         **kwargs: object,
     ) -> object:
@@ -108,6 +121,11 @@ def goal_options(command: Callable[..., object]) -> Callable[..., object]:
             offload=OffloadMode(offload),
             placement=Placement() if place is None else parse_placement(place),
             offload_directory=offload_dir,
+            spill=SpillTiers(
+                memory_bytes=0 if spill_memory is None else parse_bytes(spill_memory),
+                disk_bytes=0 if spill_disk is None else parse_bytes(spill_disk),
+                directory=spill_dir,
+            ),
             chunk_tokens=chunk,
             objective=None if objective is None else Objective(objective),
         )

@@ -79,6 +79,7 @@ _FIELDS_OF_THIS_MACHINE = {
     "offload": "offload",
     "place": "placement",
     "offload_dir": "offload_directory",
+    **dict.fromkeys(("spill_memory", "spill_disk", "spill_dir"), "spill"),
 }
 _FIELDS = {
     **_FIELDS_OF_THIS_MACHINE,

@@ -76,6 +76,9 @@ def _check(goal: Goal, devices_bytes: Sequence[int]) -> None:
         ("--offload", None if goal.offload is Goal().offload else goal.offload),
         ("--place", None if goal.placement == Goal().placement else goal.placement),
         ("--offload-dir", goal.offload_directory),
+        ("--spill-memory", goal.spill.memory_bytes or None),
+        ("--spill-disk", goal.spill.disk_bytes or None),
+        ("--spill-dir", goal.spill.directory),
     ):
         if value is not None:
             raise ConfigError(f"{name} means nothing for a device: leave it out, or leave --device and --table out")

@@ -22,6 +22,7 @@ from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
 from openautoglm.engine.report_files import ReportFiles, report_directory
+from openautoglm.engine.spill_tiers import check_spill_directory, open_spill
 from openautoglm.engine.watch import EngineMemory
 from openautoglm.engine.weights_on_disk import packed_cache, with_speed
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
@@ -34,6 +35,7 @@ from openautoglm.families.registry import describe, weight_map
 from openautoglm.memory.allocations import AllocationTrace
 from openautoglm.memory.ledger import Ledger
 from openautoglm.memory.requests import request_space
+from openautoglm.memory.spill_store import SpillStore
 from openautoglm.planner.explain import plan_table
 from openautoglm.planner.receipt import receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
@@ -101,6 +103,7 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
         _check_supported(name, unsupported)
     if headers is not None and not unsupported:
         weight_map(spec, config, {name: tensor.shape for name, tensor in headers.items()})
+    check_spill_directory(options.goal.spill)
     goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
     machine = probe_machine()
     runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=options.cache != OFF)
@@ -135,8 +138,15 @@ def open_engine(
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
         warm_up(executor)
-        engine = _new_engine(prepared, executor, tokenizer, defaults)
-        measured = measured_memory(executor, runtime_bytes, tree=tree, checkpoint_files=files)
+        store = open_spill(plan.spill, _block_bytes(executor), ledger, notices)
+        engine = _new_engine(prepared, executor, tokenizer, defaults, store)
+        measured = measured_memory(
+            executor,
+            runtime_bytes,
+            tree=tree,
+            checkpoint_files=files,
+            tier_bytes=0 if store is None else store.host_capacity_bytes,
+        )
     except BaseException:
         executor.close()
         raise
@@ -189,17 +199,25 @@ def _open_ledger(plan: Plan) -> Ledger:
     return ledger
 
 
+def _block_bytes(executor: Executor) -> int:
+    return sum(group.block_bytes for group in executor.layout().groups)
+
+
 def _ladder(engine: Engine, executor: Executor, plan: Plan, ledger: Ledger) -> Ladder:
     loaded = LoadedBytes(
         budget_bytes=plan.budget_bytes,
         fixed_bytes=plan.breakdown.total_bytes - plan.breakdown.kv_bytes,
-        block_bytes=sum(group.block_bytes for group in executor.layout().groups),
+        block_bytes=_block_bytes(executor),
     )
     return Ladder(engine, loaded, ledger)
 
 
 def _new_engine(
-    prepared: Prepared, executor: NativeExecutor, tokenizer: Tokenizer, defaults: GenerationDefaults
+    prepared: Prepared,
+    executor: NativeExecutor,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    spill_store: SpillStore | None,
 ) -> Engine:
     options, plan = prepared.options, prepared.plan
     return Engine(
@@ -211,6 +229,7 @@ def _new_engine(
         max_queued=options.max_queued,
         resident_bytes=_resident_bytes,
         request_space_bytes=request_space(plan.breakdown.headroom_bytes).engine_bytes,
+        spill_store=spill_store,
     )
 
 

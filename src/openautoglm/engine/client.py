@@ -84,16 +84,33 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     notices: tuple[Notice, ...] = ()
 
 
+class SpillStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """KV blocks outside the pool: how many left it, came back, were lost (no tier had room) or damaged.
+
+    `memory_bytes` and `disk_bytes` are taken now. `num_errors` of the disk were met; the first turns writing off.
+    """
+
+    spilled_blocks: int
+    restored_blocks: int
+    lost_blocks: int
+    damaged_blocks: int
+    memory_bytes: int
+    disk_bytes: int
+    num_errors: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Counters and gauges for `/metrics` and `/health`; counters only grow.
 
     `num_running` and `num_waiting` count choices. `num_free_blocks` hold nothing, `num_cached_blocks` an idle prefix;
     both can be allocated, the rest is in use. Prefix tokens are counted once a request, `prompt_tokens` on admission.
-    `num_refused` requests found no room, `num_missed_deadlines` had not ended in time. `rung` is the number of the
-    ladder's rung (0: none), `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree,
-    which takes `tree_bytes`; all of these are 0 for an engine without a ladder. `memory_reports` counts the reports of
-    the engine's watchdog by reason, `num_unwritten_reports` those that found no place on disk. `memory` is the budget,
-    what takes it, and the ladder; None for an engine without one.
+    `num_preemptions` counts choices that were set back, `num_spills` those of them whose blocks were kept, and
+    `recomputed_tokens` what had to be computed again; `spill` is None without a tier. `num_refused` requests found no
+    room, `num_missed_deadlines` had not ended in time. `rung` is the number of the ladder's rung (0: none),
+    `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree, which takes `tree_bytes`; all
+    of these are 0 for an engine without a ladder. `memory_reports` counts the reports of the engine's watchdog by
+    reason, `num_unwritten_reports` those that found no place on disk. `memory` is the budget, what takes it, and the
+    ladder; None for an engine without one.
     """
 
     ready: bool
@@ -121,6 +138,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_reports: dict[str, int] = {}
     num_unwritten_reports: int = 0
     memory: MemoryReport | None = None
+    num_spills: int = 0
+    recomputed_tokens: int = 0
+    spill: SpillStatus | None = None
 
 
 class EngineClient(Protocol):

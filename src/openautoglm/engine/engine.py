@@ -43,6 +43,7 @@ class Engine:
     `max_running` bounds the sequences computed at once (and is itself bounded by the executor's rows and tokens of
     a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
     each choice; its tokens depend on the request and its seed alone. While `refuses` is set, nothing new is taken.
+    With a `spill_store`, which it closes, choices that are set back keep their blocks there.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class Engine:
         )
         self._most_step_tokens = layout.max_step_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
-        self._spill = None if spill_store is None else Spill(spill_store, executor)
+        self.spill = None if spill_store is None else Spill(spill_store, executor)
         self._scheduler = Scheduler(
             self._pool,
             max_step_tokens=layout.max_step_tokens,
             max_running=self.max_running,
             clock=clock,
-            spill=self._spill,
+            spill=self.spill,
         )
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
         self._intake = Intake(
@@ -347,6 +348,9 @@ class Engine:
             resident_bytes=self._resident_bytes(),
             num_refused=self.num_refused,
             num_missed_deadlines=self._num_missed_deadlines,
+            num_spills=scheduler.num_spills,
+            recomputed_tokens=scheduler.num_recomputed_tokens,
+            spill=None if self.spill is None else self.spill.status(),
         )
 
     def integrity_check(self) -> None:
@@ -358,6 +362,6 @@ class Engine:
         for request in list(self._requests.values()):
             self._end_request(request, "abort", None)
         self._events.clear()
-        if self._spill is not None:
-            self._spill.store.close()
+        if self.spill is not None:
+            self.spill.store.close()
         self._executor.close()

@@ -26,6 +26,9 @@ def make_record(request: Request, now_seconds: float) -> RequestRecord:
         total_seconds=(request.end_seconds or now_seconds) - request.arrival_seconds,
         rungs=rung_labels(request.rungs),
         choices=tuple(_choice_record(sequence, now_seconds) for sequence in request.sequences),
+        spilled_blocks=request.num_spilled_blocks,
+        restored_blocks=request.num_restored_blocks,
+        recomputed_tokens=request.num_recomputed_tokens,
         deadline_seconds=request.deadline_seconds,
         error=request.error,
     )
@@ -116,6 +119,11 @@ def explain_text(record: RequestRecord) -> str:
         )
         if choice.num_preemptions or choice.num_spills:
             lines.append(f"    preempted {choice.num_preemptions} times, spilled {choice.num_spills} times")
+    if record.spilled_blocks or record.recomputed_tokens:
+        lines.append(
+            f"  KV cache: {record.spilled_blocks} blocks left memory, {record.restored_blocks} came back, "
+            f"{record.recomputed_tokens} tokens were computed again"
+        )
     lines.append(f"  rungs: {', '.join(record.rungs) or 'none: memory was never tight for it'}")
     if record.error is not None:
         lines.append(f"  error: {record.error}")

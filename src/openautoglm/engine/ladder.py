@@ -4,7 +4,9 @@
     drop_prefix      idle prefixes go                                  live blocks moved together, the rest unmapped
     smaller_chunk    prompts are computed in smaller pieces            workspace unmapped
     stop_admission   who waits keeps waiting, while something runs     live blocks moved together, the rest unmapped
-    spill, preempt   the last in order give their blocks up            as many blocks as are missing, unmapped
+    spill            the last in order give their blocks up, which     as many blocks as are missing, unmapped, and
+                     go to the disk, if there is one to spill to       host memory that held spilled blocks
+    preempt          the same, to be computed again later              as many blocks as are missing, unmapped
     refuse           new requests are refused (503, Retry-After)
 
 A full pool alone takes nothing from the process: there, rungs from `spill` on report what the scheduler had to do.
@@ -69,7 +71,7 @@ class Ladder:
         self._announced_bytes: int | None = None
         self._target_blocks = engine.pool.num_blocks
         self._planned_blocks = engine.pool.num_blocks
-        self._counted = (0, 0)
+        self._counted = (0, 0, 0)
         self._pressure = Pressure()
         self.transitions: Counter[Rung] = Counter()
 
@@ -161,15 +163,18 @@ class Ladder:
         """Return how often each rung was entered, by name."""
         return {rung.label: self.transitions[rung] for rung in Rung if rung is not Rung.NONE}
 
-    def _counts(self) -> tuple[int, int]:
-        return self._engine.scheduler.num_preemptions, self._engine.num_refused
+    def _counts(self) -> tuple[int, int, int]:
+        scheduler = self._engine.scheduler
+        return scheduler.num_preemptions - scheduler.num_spills, self._engine.num_refused, scheduler.num_spills
 
     def _measure(self, signals: MemorySignals) -> Pressure:
-        num_preempted, num_refused = (new - old for new, old in zip(self._counts(), self._counted, strict=True))
+        num_preempted, num_refused, num_spilled = (
+            new - old for new, old in zip(self._counts(), self._counted, strict=True)
+        )
         blocks = block_level(
             num_live=self._engine.pool.num_live,
             num_blocks=self._engine.pool.num_blocks,
-            num_spilled=0,
+            num_spilled=num_spilled,
             num_preempted=num_preempted,
             num_refused=num_refused,
         )
@@ -204,6 +209,8 @@ class Ladder:
                 return self._engine.limit_step_tokens(self._step_tokens // CHUNK_DIVISOR)
             case Rung.STOP_ADMISSION:
                 return self._compact(needed_bytes) if tight else 0
+            case Rung.SPILL:
+                return self._spill(needed_bytes) if tight else 0
             case Rung.PREEMPT:
                 return self._preempt(needed_bytes) if tight else 0
             case Rung.REFUSE:
@@ -220,6 +227,9 @@ class Ladder:
                     self._engine.limit_step_tokens(self._step_tokens)
                 except OutOfMemoryError as error:
                     _log.warning("prompts stay in smaller pieces: %s", error)
+            case Rung.SPILL:
+                if self._engine.spill is not None:
+                    self._engine.spill.store.use_host()
             case Rung.REFUSE:
                 self._engine.refuses = False
             case _:
@@ -227,7 +237,7 @@ class Ladder:
 
     def _compact(self, needed_bytes: int) -> int:
         """Shrink the pool by what is needed, to little more than the live blocks at most; return the bytes given."""
-        engine = self._engine
+        engine, spilled_bytes = self._engine, self._spilled_bytes()
         live = engine.pool.num_live
         least = live + max(LEAST_SLACK_BLOCKS, live // SLACK_DIVISOR)
         wanted = engine.pool.num_blocks - -(-needed_bytes // self._loaded.block_bytes)
@@ -236,7 +246,20 @@ class Ladder:
             # Blocks that were never written give nothing back: then the pool shrinks to what is in use.
             if given < needed_bytes and target < engine.pool.num_blocks:
                 given += engine.resize_pool(target).given_back_bytes
-        return given
+        # Blocks that somebody waits for may have gone from the pool to host memory: that gave nothing back.
+        return given + min(0, spilled_bytes - self._spilled_bytes())
+
+    def _spilled_bytes(self) -> int:
+        spill = self._engine.spill
+        return 0 if spill is None else spill.store.host_bytes
+
+    def _spill(self, needed_bytes: int) -> int:
+        """Empty the host tier, then set back to disk as many as are needed; return the bytes given back."""
+        spill = self._engine.spill
+        if spill is None:
+            return 0
+        given = spill.store.leave_host()
+        return given + (self._preempt(needed_bytes - given) if spill.store.gives_memory_back else 0)
 
     def _preempt(self, needed_bytes: int) -> int:
         """Let the last in order give up their blocks until enough is given back; the first one always goes on."""

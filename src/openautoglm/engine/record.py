@@ -34,6 +34,8 @@ class ChoiceRecord(msgspec.Struct, frozen=True, kw_only=True):
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Where a request's time went and which rungs of the ladder it met, mildest first.
 
+    Of its KV blocks, which count once for each choice, `spilled_blocks` left the pool and `restored_blocks` came back;
+    `recomputed_tokens` had to be computed again.
     `error` says why it failed, if it did; `deadline_seconds` is what its client asked for, counted from its arrival.
     """
 
@@ -43,6 +45,9 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     total_seconds: float
     rungs: tuple[str, ...]
     choices: tuple[ChoiceRecord, ...]
+    spilled_blocks: int = 0
+    restored_blocks: int = 0
+    recomputed_tokens: int = 0
     deadline_seconds: float | None = None
     error: str | None = None
 

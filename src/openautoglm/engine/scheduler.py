@@ -116,7 +116,7 @@ class Scheduler:
         self.lengths = AnswerLengths()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_spills = 0
         self.num_recomputed_tokens = 0
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
@@ -339,6 +339,7 @@ class Scheduler:
         sequence.request.touch(Rung.SPILL if spills else Rung.PREEMPT)
         self._enqueue(sequence)
         self.num_preemptions += 1
+        self.num_spills += spills
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

@@ -8,21 +8,13 @@ pays nothing), and on readmission whatever is still there is shared, copied or i
     evict       a wanted block is exported to the store, checksummed        (allocation, `Engine.resize_pool`, trimming)
     admit       blocks from the pool, then copies and imports up to the first one that is lost or damaged
 
-For the ladder, between two steps:
-
-    Engine.preempt(num_blocks)                  sets back the worst running choices; with a store they spill
-    Engine.preempt(num_blocks, spill=False)     the same, to be computed again
-    Engine.resize_pool(target)                  gives the memory back; wanted blocks that no longer fit are exported
-    Engine.can_spill                            whether a store is there and still takes anything
-    Sequence.spill_keys                         not empty while a choice waits with something to come back to
-    Request.num_spilled_blocks, num_restored_blocks, num_recomputed_tokens, num_preemptions     marks for `explain`
-
 Spilling changes no output: a block's bytes are restored as they were, or its tokens are computed again, to the same.
 """
 
 from __future__ import annotations
 
 from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.client import SpillStatus
 from openautoglm.engine.request import Sequence
 from openautoglm.executor.protocol import Executor
 from openautoglm.memory.spill_store import SpillStore
@@ -42,6 +34,19 @@ class Spill:
     def store(self) -> SpillStore:
         """Where blocks are kept."""
         return self._store
+
+    def status(self) -> SpillStatus:
+        """Return counters and gauges."""
+        store = self._store
+        return SpillStatus(
+            spilled_blocks=self.num_spilled_blocks,
+            restored_blocks=self.num_restored_blocks,
+            lost_blocks=store.num_lost,
+            damaged_blocks=store.num_damaged,
+            memory_bytes=store.host_bytes,
+            disk_bytes=store.disk_bytes,
+            num_errors=store.num_errors,
+        )
 
     def want(self, sequence: Sequence, keys: list[bytes]) -> None:
         """Keep the contents under `keys`, one a block from the sequence's beginning, until it goes on or ends."""

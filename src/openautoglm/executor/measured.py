@@ -17,13 +17,18 @@ _logger = get_logger(__name__)
 
 
 def measured_memory(
-    executor: NativeExecutor, runtime_bytes: int, *, tree: int | None = None, checkpoint_files: Sequence[Path] = ()
+    executor: NativeExecutor,
+    runtime_bytes: int,
+    *,
+    tree: int | None = None,
+    checkpoint_files: Sequence[Path] = (),
+    tier_bytes: int = 0,
 ) -> MeasuredMemory:
     """Return what the executor took and what the process tree under `tree` (default: this process) takes now.
 
     `runtime_bytes` is the tree's proportional set size before loading. The peak is this process's own, with the others
     of the tree as they are now: they do not grow while a model loads. `checkpoint_files` and the file of packed weights
-    are looked up on disk and in the page cache.
+    are looked up on disk and in the page cache. `tier_bytes` are set aside for spilled KV cache; nothing is there yet.
     """
     here = os.getpid()
     own_bytes = measure_process_memory(here).pss_bytes
@@ -35,7 +40,8 @@ def measured_memory(
         kv_bytes=executor.kv_bytes,
         workspace_bytes=executor.workspace_bytes,
         runtime_bytes=runtime_bytes,
-        untouched_bytes=executor.untouched_bytes,
+        untouched_bytes=executor.untouched_bytes + tier_bytes,
+        tier_bytes=tier_bytes,
         resident_bytes=tree_bytes,
         peak_bytes=peak_resident_bytes(here) + tree_bytes - own_bytes,
         parts=(*executor.parts(), *_file_parts(checkpoint_files, executor.packed_file)),

@@ -9,23 +9,22 @@ import os
 import tempfile
 from pathlib import Path
 
-from openautoglm.units import round_up
+from openautoglm.memory.spill import slot_bytes
 
-DIRECT_ALIGNMENT_BYTES = 4096
 _PREFIX = "openautoglm-spill-"
 # How file systems without O_TMPFILE say so (kernels before it take the flag for opening a directory).
 _NO_NAMELESS_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 
 
 class SpillFile:
-    """Slots of `slot_bytes`, the payload rounded up to what direct I/O asks for. One thread only.
+    """Slots of `slot_bytes`, the payload in whole pages, as direct I/O asks for. One thread only.
 
     The file has mode 0600 and no name, so it is gone with the process however that ends; `directory` is made with mode
     0700 where it is missing. Holds one slot of memory as buffer. Every method may raise `OSError`.
     """
 
     def __init__(self, directory: Path, payload_bytes: int) -> None:
-        self.slot_bytes = round_up(payload_bytes, DIRECT_ALIGNMENT_BYTES)
+        self.slot_bytes = slot_bytes(payload_bytes)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = _open_nameless(directory)
         self.direct = _make_direct(self._fd)

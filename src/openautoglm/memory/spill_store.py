@@ -24,6 +24,7 @@ class SpillStore:
         self._host = host
         self._disk = disk
         self._writable = disk is not None and disk.num_slots > 0
+        self._host_open = True
         self._checksums: dict[bytes, int] = {}
         self.num_damaged = 0
         self.num_lost = 0
@@ -35,14 +36,24 @@ class SpillStore:
         return 0 if self._host is None else self._host.used_bytes
 
     @property
+    def host_capacity_bytes(self) -> int:
+        """Bytes that pieces may take in host memory."""
+        return 0 if self._host is None else self._host.capacity_bytes
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes that pieces take on disk."""
         return 0 if self._disk is None else self._disk.used_bytes
 
     @property
     def accepts(self) -> bool:
-        """Whether a piece can be kept at all: False once the only tier, a disk, has failed."""
-        return self._writable or self._host is not None
+        """Whether a piece can be kept at all: False once the disk has failed, while there is no host memory either."""
+        return self._writable or (self._host is not None and self._host_open)
+
+    @property
+    def gives_memory_back(self) -> bool:
+        """Whether what is put here leaves the process's memory."""
+        return self._writable and (self._host is None or not self._host_open)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a piece is here."""
@@ -78,6 +89,20 @@ class SpillStore:
         elif self._disk is not None:
             self._disk.drop(key)
 
+    def leave_host(self) -> int:
+        """Take no host memory from now on; what is there goes to disk, or is lost. Return the bytes given back."""
+        self._host_open = False
+        host, num_bytes = self._host, self.host_bytes
+        while host is not None and (oldest := host.oldest()) is not None:
+            data = host.get(oldest)
+            host.drop(oldest)
+            self._to_disk(oldest, data)
+        return num_bytes
+
+    def use_host(self) -> None:
+        """Take host memory again."""
+        self._host_open = True
+
     def close(self) -> None:
         """Delete everything; safe to call twice."""
         self._checksums.clear()
@@ -88,7 +113,7 @@ class SpillStore:
         self._writable = False
 
     def _put_host(self, key: bytes, data: bytes) -> bool:
-        host = self._host
+        host = self._host if self._host_open else None
         while host is not None:
             if host.put(key, data):
                 return True
@@ -97,10 +122,14 @@ class SpillStore:
                 return False
             old_data = host.get(oldest)
             host.drop(oldest)
-            if not self._put_disk(oldest, old_data):
-                del self._checksums[oldest]
-                self.num_lost += 1
+            self._to_disk(oldest, old_data)
         return False
+
+    def _to_disk(self, key: bytes, data: bytes) -> None:
+        """Keep a piece that has left host memory on disk, or lose it."""
+        if not self._put_disk(key, data):
+            del self._checksums[key]
+            self.num_lost += 1
 
     def _put_disk(self, key: bytes, data: bytes) -> bool:
         if self._disk is None or not self._writable:

@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 from openautoglm.errors import OutOfMemoryError
 from openautoglm.memory.ledger import Ledger
+from openautoglm.memory.spill import num_slots, slot_bytes
 from openautoglm.memory.spill_file import SpillFile
-from openautoglm.units import round_up
 
 HOST_TIER_NAME = "KV spill"
 
@@ -65,10 +65,11 @@ class HostTier:
 
     def __init__(self, capacity_bytes: int, piece_bytes: int, *, ledger: Ledger | None = None) -> None:
         self.piece_bytes = piece_bytes
-        self.slot_bytes = round_up(piece_bytes, mmap.PAGESIZE)
-        num_slots = capacity_bytes // self.slot_bytes
-        self._slots = _Slots(num_slots)
-        self._arena = mmap.mmap(-1, max(1, num_slots) * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.slot_bytes = slot_bytes(piece_bytes)
+        count = num_slots(capacity_bytes, piece_bytes)
+        self._slots = _Slots(count)
+        self.capacity_bytes = count * self.slot_bytes
+        self._arena = mmap.mmap(-1, max(1, count) * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._charge = None if ledger is None else ledger.reserve(HOST_TIER_NAME, 0)
 
     @property
@@ -125,7 +126,7 @@ class DiskTier:
     def __init__(self, capacity_bytes: int, piece_bytes: int, file: SpillFile) -> None:
         self.piece_bytes = piece_bytes
         self._file = file
-        self._num_slots = capacity_bytes // file.slot_bytes
+        self._num_slots = num_slots(capacity_bytes, piece_bytes)
         self._slots = _Slots(self._num_slots)
 
     @property

@@ -100,6 +100,9 @@ def check_goal(spec: ArchSpec, goal: Goal) -> None:
         chosen = "auto" if goal.quant is None else str(goal.quant)
         raise ConfigError(f"a weight group means nothing for quant {chosen}: add quant int4 or nf4, or drop the group")
     check_placement(spec, goal)
+    for name, value in (("spill_memory", goal.spill.memory_bytes), ("spill_disk", goal.spill.disk_bytes)):
+        if value < 0:
+            raise ConfigError(f"{name} must be at least 0, got {value}")
 
 
 def check_placement(spec: ArchSpec, goal: Goal) -> None:

@@ -60,7 +60,8 @@ def component_table(plan: Plan, *, parts: bool = False) -> str:
         *(_part_rows(breakdown, Component.WORKSPACE) if parts else []),
         ("runtime", f"process, tokenizer, {plan.num_threads} threads", breakdown.runtime_bytes),
         *(_part_rows(breakdown, Component.RUNTIME) if parts else []),
-        *([("prefix and spill tiers", "", breakdown.tier_bytes)] if parts or breakdown.tier_bytes else []),
+        *([("prefix and spill tiers", _tiers(plan), breakdown.tier_bytes)] if parts or breakdown.tier_bytes else []),
+        *(_part_rows(breakdown, Component.TIERS) if parts else []),
         ("predicted peak", "", breakdown.peak_bytes),
         ("headroom", "left free", breakdown.headroom_bytes),
         ("total", "", breakdown.total_bytes),
@@ -121,6 +122,11 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         "num_threads": plan.num_threads,
         "budget_bytes": plan.budget_bytes,
         "breakdown": breakdown_as_dict(plan.breakdown),
+        "spill": {
+            "memory_bytes": plan.spill.memory_bytes,
+            "disk_bytes": plan.spill.disk_bytes,
+            "directory": plan.spill.directory,
+        },
         "offload": None if plan.offload is None else offload_as_dict(plan.offload),
         "reasons": list(plan.reasons),
     }
@@ -170,6 +176,11 @@ def offload_as_dict(offload: OffloadPlan) -> dict[str, object]:
 
 def _on_disk(offload: OffloadPlan) -> str:
     return f"layers {spans(offload.layers)} on disk, {offload.num_readers} readers"
+
+
+def _tiers(plan: Plan) -> str:
+    sizes = ((plan.spill.memory_bytes, "in memory"), (plan.spill.disk_bytes, "on disk"))
+    return ", ".join(f"{format_bytes(size)} {where}" for size, where in sizes if size)
 
 
 def _offload_rows(offload: OffloadPlan) -> list[tuple[str, str]]:

@@ -197,6 +197,11 @@ def _command(model: str, goal: Goal) -> str:
         words += ["--place", str(goal.placement)]
     if goal.offload_directory is not None:
         words += ["--offload-dir", goal.offload_directory]
+    for option, num_bytes in (("--spill-memory", goal.spill.memory_bytes), ("--spill-disk", goal.spill.disk_bytes)):
+        if num_bytes:
+            words += [option, _size(num_bytes)]
+    if goal.spill.directory is not None:
+        words += ["--spill-dir", goal.spill.directory]
     if goal.num_threads is not None:
         words += ["--threads", str(goal.num_threads)]
     if goal.chunk_tokens is not None:

@@ -15,11 +15,13 @@ from openautoglm.memory.loading import SLICE_BYTES, worth_packing
 from openautoglm.memory.offload import layer_disk_bytes, layer_matrix_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, runtime_parts
 from openautoglm.memory.shapes import num_layer_vectors
+from openautoglm.memory.spill import host_tier_bytes, num_slots, overhead_bytes, slot_bytes
 from openautoglm.memory.weights import WeightBytes, layer_weight_groups, num_parameters
 from openautoglm.memory.workspace import WorkspaceBytes
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.plan import BLOCK_TOKENS, Component, Part
+from openautoglm.spec.spill import SpillTiers
 
 _FLOAT_BYTES = 4
 
@@ -99,6 +101,19 @@ def file_parts(
     if kept:
         why = "read by every step, and for the next start" if disk_layers else "for the next start"
         yield _part(Component.DISK, "packed weights", packed, why)
+
+
+def spill_parts(tiers: SpillTiers, block_bytes: int) -> Iterator[Part]:
+    """Yield what spilled KV blocks take, in memory and on disk, when both tiers are full."""
+    if not tiers:
+        return
+    num_pieces = num_slots(tiers.memory_bytes, block_bytes)
+    if tiers.memory_bytes:
+        yield _part(Component.TIERS, "spilled KV", host_tier_bytes(tiers, block_bytes), f"{num_pieces:,} blocks")
+    yield _part(Component.TIERS, "buffers and index", overhead_bytes(tiers, block_bytes))
+    num_pieces = num_slots(tiers.disk_bytes, block_bytes)
+    if tiers.disk_bytes:
+        yield _part(Component.DISK, "spilled KV", num_pieces * slot_bytes(block_bytes), f"{num_pieces:,} blocks")
 
 
 def packed_file_bytes(spec: ArchSpec, formats: ModelFormats, weights: WeightBytes) -> int:

@@ -8,12 +8,14 @@ from openautoglm.memory.kv import kv_block_bytes, recurrent_state_bytes
 from openautoglm.memory.loading import loading_bytes
 from openautoglm.memory.offload import NUM_READERS, RingRoom, layer_disk_bytes, layer_rooms, ring_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, estimated_tokenizer, runtime_bytes
+from openautoglm.memory.spill import spill_bytes
 from openautoglm.memory.weights import WeightBytes, weight_bytes
 from openautoglm.memory.workspace import WorkspaceBytes, workspace_parts
 from openautoglm.planner import parts
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown
+from openautoglm.spec.spill import SpillTiers
 from openautoglm.units import MIB
 
 MIN_HEADROOM_BYTES = 64 * MIB
@@ -58,8 +60,9 @@ def largest_peak_bytes(budget_bytes: int) -> int:
 class Pricer:
     """Prices of one architecture; sums over layers are computed once per format and step."""
 
-    def __init__(self, spec: ArchSpec, runtime: RuntimeNeeds | None = None) -> None:
+    def __init__(self, spec: ArchSpec, runtime: RuntimeNeeds | None = None, spill: SpillTiers | None = None) -> None:
         self.spec = spec
+        self.spill = spill or SpillTiers()
         self.runtime = runtime or RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size))
         self._weights: dict[ModelFormats, WeightBytes] = {}
         self._layer_bytes: dict[ModelFormats, tuple[int, ...]] = {}
@@ -97,6 +100,7 @@ class Pricer:
         kv_bytes, workspace = self.kv_bytes(choice), self._workspace(choice).total
         runtime = runtime_bytes(self.runtime, _num_threads(choice)) + self._loading_excess(choice)
         ring, disk = self._ring_bytes(choice), self.disk_bytes(choice)
+        tiers = spill_bytes(self.spill, self.block_bytes(choice.formats))
         return Breakdown(
             layer_weight_bytes=weights.layers - disk,
             head_weight_bytes=weights.head,
@@ -105,7 +109,8 @@ class Pricer:
             kv_bytes=kv_bytes,
             workspace_bytes=workspace,
             runtime_bytes=runtime,
-            headroom_bytes=headroom_bytes(weights.total - disk + ring + kv_bytes + workspace + runtime),
+            headroom_bytes=headroom_bytes(weights.total - disk + ring + kv_bytes + workspace + runtime + tiers),
+            tier_bytes=tiers,
             ring_bytes=ring,
         )
 
@@ -120,6 +125,7 @@ class Pricer:
                 *parts.workspace_parts(self._workspace(choice)),
                 *parts.process_parts(self.runtime, _num_threads(choice), self._loading_excess(choice)),
                 *parts.file_parts(spec, formats, self.runtime, weights, choice.disk_layers),
+                *parts.spill_parts(self.spill, self.block_bytes(formats)),
             ),
         )
 

@@ -14,11 +14,11 @@ from openautoglm.units import format_bytes
 class MeasuredMemory:
     """What a loaded engine really took.
 
-    `weight_bytes`, `ring_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations, of which
-    `untouched_bytes` have not been written yet; `runtime_bytes` is the process tree before loading; `resident_bytes` is
-    the tree's proportional set size now, `peak_bytes` its largest so far. `parts` are those of a breakdown that can be
-    measured alone; `detail` is empty. `direct_reads`: weights on disk are read past the page cache; None where none are
-    on disk.
+    `weight_bytes`, `ring_bytes`, `kv_bytes` and `workspace_bytes` are the executor's own allocations, `tier_bytes` are
+    those of spill tiers; `untouched_bytes` of all these have not been written yet. `runtime_bytes` is the process tree
+    before loading; `resident_bytes` is the tree's proportional set size now, `peak_bytes` its largest so far. `parts`
+    are those of a breakdown that can be measured alone; `detail` is empty. `direct_reads`: weights on disk are read
+    past the page cache; None where none are on disk.
     """
 
     weight_bytes: int
@@ -30,13 +30,21 @@ class MeasuredMemory:
     peak_bytes: int
     parts: tuple[Part, ...] = ()
     ring_bytes: int = 0
+    tier_bytes: int = 0
     direct_reads: bool | None = None
 
     @property
     def accounted_bytes(self) -> int:
         """The sum of the components, as far as they are in memory."""
-        weight_bytes = self.weight_bytes + self.ring_bytes
-        return weight_bytes + self.kv_bytes + self.workspace_bytes + self.runtime_bytes - self.untouched_bytes
+        beside = self.ring_bytes + self.tier_bytes
+        return (
+            beside
+            + self.weight_bytes
+            + self.kv_bytes
+            + self.workspace_bytes
+            + self.runtime_bytes
+            - self.untouched_bytes
+        )
 
     @property
     def unaccounted_bytes(self) -> int:
@@ -51,7 +59,15 @@ def receipt_table(plan: Plan, measured: MeasuredMemory) -> str:
         (f"  {name}", format_bytes(plan_bytes), format_bytes(bytes_), _percent(bytes_, plan_bytes), "")
         for name, plan_bytes, bytes_ in _components(plan, measured)
     ]
-    cells.append(("  not touched yet", "", format_bytes(-measured.untouched_bytes), "", "of KV cache and workspace"))
+    cells.append(
+        (
+            "  not touched yet",
+            "",
+            format_bytes(-measured.untouched_bytes),
+            "",
+            "of KV cache, workspace and tiers" if planned.tier_bytes else "of KV cache and workspace",
+        )
+    )
     unaccounted = format_bytes(measured.unaccounted_bytes)
     cells.append(("  unaccounted", "", unaccounted, "", "resident, explained by no component"))
     for name, bytes_ in (("resident now", measured.resident_bytes), ("peak so far", measured.peak_bytes)):
@@ -94,6 +110,7 @@ _NAMES = {
     Component.KV: "KV cache",
     Component.WORKSPACE: "workspace",
     Component.RUNTIME: "runtime",
+    Component.TIERS: "prefix and spill tiers",
     Component.PAGE_CACHE: "page cache",
     Component.DISK: "disk",
 }
@@ -107,6 +124,7 @@ def _components(plan: Plan, measured: MeasuredMemory) -> list[tuple[str, int, in
         ("KV cache", planned.kv_bytes, measured.kv_bytes),
         ("workspace", planned.workspace_bytes, measured.workspace_bytes),
         ("runtime", planned.runtime_bytes, measured.runtime_bytes),
+        *([("spill tiers", planned.tier_bytes, measured.tier_bytes)] if planned.tier_bytes else []),
     ]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from openautoglm.errors import DoesNotFitError
+from openautoglm.errors import ConfigError, DoesNotFitError
 from openautoglm.memory.runtime import RuntimeNeeds
+from openautoglm.memory.spill import num_slots, slot_bytes
 from openautoglm.memory.weights import num_active_parameters, num_parameters
 from openautoglm.planner import candidates, nearest, offload, reasons
 from openautoglm.planner.explain import component_table
@@ -40,9 +41,10 @@ def make_plan(
     candidates.check_goal(spec, goal)
     budget_bytes = goal.memory_bytes or min(machine.memory.available_bytes, machine.memory.limit_bytes)
     num_threads = goal.num_threads or machine.cpu.num_cores
-    pricer = Pricer(spec, runtime)
+    pricer = Pricer(spec, runtime, goal.spill)
     chosen = _choose(pricer, goal, budget_bytes, num_threads)
     if chosen is not None:
+        _check_spill(pricer, chosen)
         plan = _plan(pricer, chosen, budget_bytes, model, unsupported, offload.describe(pricer, goal, chosen))
         return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
     raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads)
@@ -129,8 +131,20 @@ def _plan(
         budget_bytes=budget_bytes,
         breakdown=pricer.detailed(choice),
         offload=offload_plan,
+        spill=pricer.spill,
         unsupported=unsupported,
     )
+
+
+def _check_spill(pricer: Pricer, choice: Choice) -> None:
+    """Raise `ConfigError` for a tier that could not hold one block: it would do nothing."""
+    block_bytes, spill = pricer.block_bytes(choice.formats), pricer.spill
+    for name, value in (("spill_memory", spill.memory_bytes), ("spill_disk", spill.disk_bytes)):
+        if value and not num_slots(value, block_bytes):
+            raise ConfigError(
+                f"{name} {format_bytes(value)} cannot hold one block of KV cache, which takes "
+                f"{format_bytes(slot_bytes(block_bytes))}: ask for more, or leave it out"
+            )
 
 
 def _does_not_fit(

@@ -185,6 +185,7 @@ class _EngineCollector:
         yield self._counter(
             "openautoglm_missed_deadlines", "Requests that had not ended in time.", status.num_missed_deadlines
         )
+        yield from self._spilling(status)
         yield self._gauge("openautoglm_ladder_rung", "Rung of the memory ladder, 0 for none.", status.rung)
         entered = CounterMetricFamily(
             "openautoglm_ladder_rung_transitions", "How often a rung was entered.", labels=["model_name", "rung"]
@@ -249,6 +250,25 @@ class _EngineCollector:
                           memory.block_pressure)  # fmt: skip
         yield self._gauge("openautoglm_memory_stalled_share", "Time spent waiting for memory, 0 to 1.",
                           memory.stalled_share)  # fmt: skip
+
+    def _spilling(self, status: EngineStatus) -> Iterator[Metric]:
+        yield self._counter("openautoglm_spills", "Sequences set back whose KV blocks were kept.", status.num_spills)
+        yield self._counter("openautoglm_recomputed_tokens", "Tokens computed again.", status.recomputed_tokens)
+        spill = status.spill
+        if spill is None:
+            return
+        for name, text, number in (
+            ("spilled_blocks", "KV blocks that left the pool for a tier.", spill.spilled_blocks),
+            ("restored_blocks", "KV blocks that came back.", spill.restored_blocks),
+            ("spill_lost_blocks", "KV blocks for which no tier had room.", spill.lost_blocks),
+            ("spill_damaged_blocks", "KV blocks that came back damaged and were dropped.", spill.damaged_blocks),
+            ("spill_errors", "Errors of the disk; the first turns writing off.", spill.num_errors),
+        ):
+            yield self._counter(f"openautoglm_{name}", text, number)
+        tiers = GaugeMetricFamily("openautoglm_spill_bytes", "Spilled KV blocks.", labels=["model_name", "tier"])
+        tiers.add_metric([self._model_name, "memory"], spill.memory_bytes)
+        tiers.add_metric([self._model_name, "disk"], spill.disk_bytes)
+        yield tiers
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         metric = GaugeMetricFamily(name, text, labels=["model_name"])

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.offload import OffloadMode, Placement
+from openautoglm.spec.spill import SpillTiers
 
 
 class Objective(StrEnum):
@@ -30,7 +31,7 @@ class Goal:
     of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step. `kv` is the format
     of the KV cache. `objective` decides between candidates for what is None; without one, the defaults balance them.
     `offload` says when layers may stay on disk, `placement` which ones do or do not in any case, `offload_directory`
-    where (None: with the packed weights of earlier loads).
+    where (None: with the packed weights of earlier loads). `spill` is room for KV blocks beside the pool.
     """
 
     memory_bytes: int | None = None
@@ -47,3 +48,4 @@ class Goal:
     offload: OffloadMode = OffloadMode.AUTO
     placement: Placement = field(default_factory=Placement)
     offload_directory: str | None = None
+    spill: SpillTiers = field(default_factory=SpillTiers)

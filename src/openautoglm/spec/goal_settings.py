@@ -8,6 +8,7 @@ from openautoglm.errors import ConfigError
 from openautoglm.spec.formats import ActivationScale, AttentionArithmetic, NumberFormat
 from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.offload import OffloadMode, Placement, parse_placement
+from openautoglm.spec.spill import SpillTiers
 from openautoglm.units import parse_bytes
 
 
@@ -29,6 +30,9 @@ class GoalSettings(TypedDict, total=False):
     offload: str
     place: str | None
     offload_dir: str | None
+    spill_memory: str | int
+    spill_disk: str | int
+    spill_dir: str | None
 
 
 def make_goal(settings: GoalSettings) -> Goal:
@@ -42,7 +46,7 @@ def make_goal(settings: GoalSettings) -> Goal:
         wrong = isinstance(value, bool) or not isinstance(value, int | None)
         if wrong and name in ("context", "concurrency", "group", "threads", "chunk"):
             raise ConfigError(f"{name} must be an integer, got {value!r}")
-        if name in ("place", "offload_dir") and not isinstance(value, str | None):
+        if name in ("place", "offload_dir", "spill_dir") and not isinstance(value, str | None):
             raise ConfigError(f"{name} must be text, got {value!r}")
     place = settings.get("place")
     try:
@@ -61,6 +65,11 @@ def make_goal(settings: GoalSettings) -> Goal:
             offload=OffloadMode(settings.get("offload", "auto")),
             placement=Placement() if place is None else parse_placement(place),
             offload_directory=settings.get("offload_dir"),
+            spill=SpillTiers(
+                memory_bytes=_size("spill_memory", settings.get("spill_memory", 0)),
+                disk_bytes=_size("spill_disk", settings.get("spill_disk", 0)),
+                directory=settings.get("spill_dir"),
+            ),
         )
     except ValueError as error:
         raise ConfigError(
@@ -68,3 +77,9 @@ def make_goal(settings: GoalSettings) -> Goal:
             "kv is auto, bf16, f32, int8 or fp8; attention is fastest or portable; "
             "objective is latency, throughput, quality or context; offload is auto, disk or none"
         ) from error
+
+
+def _size(name: str, value: str | int) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ConfigError(f"{name} must be bytes or text such as 4GiB, got {value!r}")
+    return parse_bytes(value) if isinstance(value, str) else value

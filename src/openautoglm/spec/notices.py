@@ -31,6 +31,7 @@ class NoticeCode(StrEnum):
     PACKED_CACHE_DAMAGED = "packed_cache_damaged"
     PACKED_CACHE_NOT_WRITTEN = "packed_cache_not_written"
     DISK_READS_BUFFERED = "disk_reads_buffered"
+    SPILL_BUFFERED = "spill_buffered"
     PROMPT_TRUNCATED = "prompt_truncated"
     FIELDS_IGNORED = "fields_ignored"
 
@@ -48,6 +49,7 @@ NOTICE_MEANINGS = MappingProxyType(
         NoticeCode.PACKED_CACHE_DAMAGED: "packed weights of an earlier load were damaged, removed, and packed again",
         NoticeCode.PACKED_CACHE_NOT_WRITTEN: "packed weights could not be kept, so the next start packs them again",
         NoticeCode.DISK_READS_BUFFERED: "weights on disk are read through the page cache, which slows each step",
+        NoticeCode.SPILL_BUFFERED: "spilled KV cache goes through the page cache, as its disk has no direct I/O",
         NoticeCode.PROMPT_TRUNCATED: "tokens were cut out of the prompt, as the request allowed",
         NoticeCode.FIELDS_IGNORED: "fields of the request mean nothing here and had no effect",
     }

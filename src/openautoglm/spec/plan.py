@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from openautoglm.spec.formats import ModelFormats
 from openautoglm.spec.offload import OffloadPlan
+from openautoglm.spec.spill import SpillTiers
 
 BLOCK_TOKENS = 16
 
 
 class Component(StrEnum):
-    """What the parts of a breakdown belong to. The first four are host memory; the last two are not held by anybody:
+    """What the parts of a breakdown belong to. The first five are host memory; the last two are not held by anybody:
     the kernel drops page cache when memory is short, and disk is another domain."""
 
     WEIGHTS = "weights"
     KV = "kv"
     WORKSPACE = "workspace"
     RUNTIME = "runtime"
+    TIERS = "tiers"
     PAGE_CACHE = "page_cache"
     DISK = "disk"
 
@@ -85,6 +87,7 @@ class Plan:
 
     `num_blocks` KV blocks of BLOCK_TOKENS tokens hold `concurrency` sequences of `context_tokens`.
     `max_step_tokens` and `max_step_rows` bound one step, and with it the workspace. `offload`: layers on disk.
+    `spill`: room for KV blocks beside the pool.
     """
 
     model: str
@@ -103,6 +106,7 @@ class Plan:
     budget_bytes: int
     breakdown: Breakdown
     offload: OffloadPlan | None = None
+    spill: SpillTiers = field(default_factory=SpillTiers)
     unsupported: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
