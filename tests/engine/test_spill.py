@@ -142,7 +142,7 @@ def test_random_traffic_with_spilling_equals_isolated_runs(seed: int, tmp_path: 
             engine.scheduler.preempt_last()
         traffic.step()
     traffic.check()
-    spill = engine._spill
+    spill = engine.spill
     assert spill is not None
     assert spill.num_spilled_blocks > 0
     assert seed % 4 == 3 or spill.num_restored_blocks > 0

@@ -14,6 +14,7 @@ from openautoglm.engine.client import (
     EngineStatus,
     GenerationEvent,
     GenerationRequest,
+    SpillStatus,
     TokenLogprob,
 )
 from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
@@ -48,6 +49,7 @@ class SmallEngine:
     budgets: list[int] = field(default_factory=list)
     traces: list[bool | None] = field(default_factory=list)
     late_after_tokens: int | None = None
+    spill: SpillStatus | None = None
 
     @property
     def eos(self) -> int:
@@ -121,6 +123,9 @@ class SmallEngine:
             num_steps=7,
             step_seconds=0.5,
             resident_bytes=123456,
+            num_spills=1,
+            recomputed_tokens=40,
+            spill=self.spill,
         )
 
     async def explain(self, request_id: str) -> RequestRecord | None:

@@ -7,6 +7,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from openautoglm.engine.client import SpillStatus
 from openautoglm.text.tokenizer import Tokenizer
 from tests.serve.live import Live, live_server
 
@@ -56,6 +57,28 @@ def test_metrics_have_the_names_that_dashboards_know(tokenizer: Tokenizer) -> No
         ("openautoglm_http_requests_total", "/v1/chat/completions,400"): 1,
         # What a client makes up is no label.
         ("openautoglm_http_requests_total", "none,404"): 1,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_metrics_tell_of_spilled_blocks(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = samples(server)
+    assert (found["openautoglm_spills_total", ""], found["openautoglm_recomputed_tokens_total", ""]) == (1, 40)
+    assert ("openautoglm_spilled_blocks_total", "") not in found
+    spill = SpillStatus(
+        spilled_blocks=11, restored_blocks=7, lost_blocks=3, damaged_blocks=2,
+        memory_bytes=4096, disk_bytes=8192, num_errors=1,
+    )  # fmt: skip
+    monkeypatch.setattr(server.engine, "spill", spill)
+    found = samples(server)
+    expected = {
+        ("openautoglm_spilled_blocks_total", ""): 11,
+        ("openautoglm_restored_blocks_total", ""): 7,
+        ("openautoglm_spill_lost_blocks_total", ""): 3,
+        ("openautoglm_spill_damaged_blocks_total", ""): 2,
+        ("openautoglm_spill_errors_total", ""): 1,
+        ("openautoglm_spill_bytes", "memory"): 4096,
+        ("openautoglm_spill_bytes", "disk"): 8192,
     }
     assert {key: found.get(key) for key in expected} == expected
 

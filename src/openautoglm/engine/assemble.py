@@ -37,7 +37,7 @@ from openautoglm.memory.ledger import Ledger
 from openautoglm.memory.requests import request_space
 from openautoglm.memory.spill_store import SpillStore
 from openautoglm.planner.explain import plan_table
-from openautoglm.planner.receipt import receipt_as_dict, receipt_table
+from openautoglm.planner.receipt import MeasuredMemory, receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
 from openautoglm.probe.machine import probe_machine
@@ -134,6 +134,7 @@ def open_engine(
     runtime_bytes = measure_process_memory(tree).pss_bytes
     ledger = _open_ledger(plan)
     executor, files = _load(prepared, directory, ledger, notices, progress)
+    store: SpillStore | None = None
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
@@ -148,6 +149,8 @@ def open_engine(
             tier_bytes=0 if store is None else store.host_capacity_bytes,
         )
     except BaseException:
+        if store is not None:
+            store.close()
         executor.close()
         raise
     return OpenedEngine(
@@ -158,17 +161,7 @@ def open_engine(
         plan=plan,
         receipt=receipt_table(plan, measured),
         default_sampling=default_sampling(defaults),
-        description=EngineDescription(
-            model=plan.model,
-            fingerprint=executor.determinism(),
-            context_tokens=engine.limits.context_tokens,
-            vocab_size=spec.vocab_size,
-            max_running_requests=engine.max_running,
-            max_queued_requests=engine.max_queued,
-            plan_table=f"{plan_table(plan)}\n\n{receipt_table(plan, measured)}",
-            receipt_json=json.dumps(receipt_as_dict(plan, measured), indent=2),
-            notices=notices.taken(),
-        ),
+        description=_description(engine, executor, prepared, measured, notices),
         ledger=ledger,
         memory=_memory(prepared, engine, executor, ledger, tree),
     )
@@ -186,6 +179,23 @@ def _memory(
         files=ReportFiles(report_directory(options.watchdog.directory, os.environ), "engine"),
         # The HTTP process follows its allocations at the same time, and has no ledger of the whole.
         trace=AllocationTrace(ledger, num_processes=2 if options.server else 1),
+    )
+
+
+def _description(
+    engine: Engine, executor: Executor, prepared: Prepared, measured: MeasuredMemory, notices: Notices
+) -> EngineDescription:
+    plan = prepared.plan
+    return EngineDescription(
+        model=plan.model,
+        fingerprint=executor.determinism(),
+        context_tokens=engine.limits.context_tokens,
+        vocab_size=prepared.spec.vocab_size,
+        max_running_requests=engine.max_running,
+        max_queued_requests=engine.max_queued,
+        plan_table=f"{plan_table(plan)}\n\n{receipt_table(plan, measured)}",
+        receipt_json=json.dumps(receipt_as_dict(plan, measured), indent=2),
+        notices=notices.taken(),
     )
 
 

@@ -28,6 +28,8 @@ class SpillFile:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = _open_nameless(directory)
         self.direct = _make_direct(self._fd)
+        if not self.direct:  # reading ahead would fill the page cache with slots that nobody drops
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._buffer = mmap.mmap(-1, self.slot_bytes)  # page aligned
 
     def write(self, slot: int, data: bytes) -> None:
