@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from openautoglm.engine.assemble import EngineOptions, open_engine, prepare
 from openautoglm.engine.report_files import ReportFiles
 from openautoglm.engine.watchdog import Accounts, Watchdog
 from openautoglm.errors import EngineError, InvalidRequestError
 from openautoglm.memory.allocations import TRACE_BYTES, AllocationTrace
 from openautoglm.memory.ledger import Ledger
+from openautoglm.spec.goal import Goal
+from openautoglm.spec.spill import SpillTiers
 from openautoglm.spec.watchdog import WatchdogOptions
 from openautoglm.units import MIB
 
@@ -150,3 +153,36 @@ def test_one_that_is_off_has_no_thread(tmp_path: Path) -> None:
     dog.start()
     assert "openautoglm-watchdog" not in {thread.name for thread in threading.enumerate()}
     dog.stop()
+
+
+def test_a_model_accounts_for_its_pool_and_what_it_spills() -> None:
+    """Both are filled by hand: what is left over must not move."""
+    goal = Goal(context_tokens=512, concurrency=4, spill=SpillTiers(memory_bytes=32 * MIB))
+    prepared = prepare(EngineOptions(model="demo", goal=goal, cache="off"))
+    opened = open_engine(prepared)
+    try:
+        before = opened.memory.accounts()
+        assert before.measured.keys() == {"weights", "KV pool", "workspace", "KV spill"}
+        assert before.charged["requests"] == 0
+        assert 0 < before.ledger_bytes == opened.ledger.in_use_bytes
+        opened.executor.touch()
+        pooled = opened.memory.accounts()
+        block_bytes = sum(group.block_bytes for group in opened.executor.layout().groups)
+        spill = opened.engine.spill
+        assert spill is not None
+        data = b"x" * block_bytes
+        for number in range(500):
+            assert spill.store.put(number.to_bytes(8, "big"), data)
+        spilled = opened.memory.accounts()
+        for key in range(500):
+            spill.store.drop(key.to_bytes(8, "big"))
+        dropped = opened.memory.accounts()
+        assert pooled.measured["KV pool"] - before.measured["KV pool"] >= 2 * MIB
+        assert spilled.measured["KV spill"] >= 500 * block_bytes
+        assert spilled.private_bytes - pooled.private_bytes >= 18 * MIB
+        assert dropped.measured["KV spill"] == 0
+        assert pooled.private_bytes - dropped.private_bytes < MIB
+        for later in (pooled, spilled, dropped):
+            assert abs(later.other_bytes - before.other_bytes) < 2 * MIB
+    finally:
+        opened.engine.close()

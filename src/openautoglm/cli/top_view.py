@@ -14,7 +14,7 @@ _MOST_BAR = 60
 # One letter a part, as in the bar; parts that come later have "+".
 _LETTERS = {
     "weights": "w", "KV pool": "k", "workspace": "s", "runtime": "r", "headroom": "h", "request history": "q",
-    "ring of weights on disk": "d", "allocation tracing": "t",
+    "ring of weights on disk": "d", "KV spill": "x", "allocation tracing": "t",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from openautoglm.engine.watchdog import Accounts
 from openautoglm.executor.native import NativeExecutor
 from openautoglm.memory.ledger import Ledger
 from openautoglm.memory.requests import TEMPLATE_BYTES, request_space
+from openautoglm.memory.tiers import HOST_TIER_NAME
 from openautoglm.probe.process_memory import private_resident_bytes
 from openautoglm.spec.plan import Component, Plan
 
@@ -27,10 +28,15 @@ def engine_accounts(engine: Engine, executor: NativeExecutor, ledger: Ledger, pl
     others = _runtime_bytes(plan, _TEMPLATE_PART) + TEMPLATE_BYTES + http_ledger_bytes(plan) if server else 0
     return Accounts(
         private_bytes=private_resident_bytes(),
-        measured=executor.resident_parts(),
+        measured=executor.resident_parts() | _spilled(engine),
         charged={"requests": engine.charged_bytes, "request history": engine.history.num_bytes},
         ledger_bytes=ledger.in_use_bytes - others,
     )
+
+
+def _spilled(engine: Engine) -> dict[str, int]:
+    """Return what spilled blocks take in memory; nothing where there is no such tier."""
+    return {} if engine.spill is None else {HOST_TIER_NAME: engine.spill.store.host_bytes}
 
 
 def _runtime_bytes(plan: Plan, name: str) -> int:
