@@ -1,6 +1,10 @@
 // Which sets this processor and this build have. The builtins check CPUID and, for AVX state, XCR0.
 #include "dispatch.h"
 
+#ifdef OAG_X86
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <initializer_list>
 
@@ -24,7 +28,21 @@ bool has_avx512() {
 
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
+// CPUID leaf 1: the family of AMD's Zen 5 is 0x1a.
+bool is_zen5() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, vendor = 0, most = 0;
+  if (!__get_cpuid(0, &most, &vendor, &ecx, &edx) || vendor != signature_AMD_ebx) return false;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+  const unsigned family = (eax >> 8) & 15;
+  return family + (family == 15 ? (eax >> 20) & 255 : 0) == 0x1a;
+}
+
 }  // namespace
+
+bool wants_stream_hints() {
+  static const bool wants = is_zen5();
+  return wants;
+}
 
 const Kernels* kernels_avx2() { return has_avx2() ? &kAvx2Kernels : nullptr; }
 const Kernels* kernels_avx512() { return has_avx512() ? &kAvx512Kernels : nullptr; }

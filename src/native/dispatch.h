@@ -1,4 +1,4 @@
-// The tables that the units of the instruction sets define.
+// The tables that the units of the instruction sets define, and what they ask about the processor.
 #pragma once
 
 #include "kernels.h"
@@ -10,6 +10,9 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+
+// Whether hints ahead of a single stream of weights help this processor more than they hinder its own prefetching.
+bool wants_stream_hints();
 #endif
 
 }  // namespace oag
