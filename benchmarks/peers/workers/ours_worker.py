@@ -23,13 +23,13 @@ from peers.protocol import Job, Session, serve_job
 
 
 class OursSession(Session):
-    """An executor whose pool has room for the largest batch."""
+    """An executor whose pool has room for the largest batch of the longest sequence."""
 
     def __init__(self, job: Job) -> None:
         goal = Goal(
             quant=NumberFormat(job.options["quant"]),
             kv=NumberFormat(job.options["kv"]),
-            context_tokens=job.decode_prompt_tokens + job.decode_new_tokens,
+            context_tokens=max(job.prefill_tokens, job.decode_prompt_tokens + job.decode_new_tokens),
             concurrency=max(job.decode_batches),
             num_threads=job.num_threads,
         )
