@@ -18,7 +18,8 @@
     ├── OutOfMemoryError         an allocation failed at a named boundary
     ├── RequestError             one request is at fault (HTTP 4xx); names the parameter
     │   ├── InvalidRequestError
-    │   └── ContextOverflowError
+    │   ├── ContextOverflowError
+    │   └── PrivateDataError         the text holds what the server was told to keep out; carries its kind
     ├── OverloadedError          no room now: carries retry_after_seconds (HTTP 429)
     │   └── MemoryPressureError      memory is being taken away from the server (HTTP 503)
     ├── DeadlineError            a request cannot end, or has not ended, by its deadline (HTTP 504)
@@ -133,6 +134,16 @@ class ContextOverflowError(RequestError):
     """Prompt and requested output do not fit the context window."""
 
     code = "context_length_exceeded"
+
+
+class PrivateDataError(RequestError):
+    """A text holds private data that this server was told not to pass on; `kind` says of what kind, never what."""
+
+    code = "private_data"
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class OverloadedError(OpenAutoGLMError):

@@ -24,6 +24,8 @@ ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
 PROJECT_FILE_NAME = "openautoglm.toml"
 MAX_FILE_BYTES = 1 << 20
 QUANT_NAMES = ("auto", "bf16", "int8", "int4", "nf4")
+REDACT_MODES = ("off", "mask", "hash", "block")
+REDACT_KINDS = ("id_number", "bank_card", "mobile", "email", "api_key", "ip_address")
 KV_NAMES = ("auto", *(number.value for number in KV_NUMBERS))
 
 Value = str | int | None
@@ -116,6 +118,21 @@ def _rate(value: str | int) -> str:
     return text
 
 
+def parse_redact_kinds(text: str) -> tuple[str, ...]:
+    """Return the kinds of private data in a list such as "mobile,email"; raise `ConfigError` for an unknown one."""
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in REDACT_KINDS]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no kind of private data: known kinds are {', '.join(REDACT_KINDS)}")
+    return names
+
+
+def _redact_kinds(value: str | int) -> str:
+    text = _text(value)
+    parse_redact_kinds(text)
+    return text
+
+
 _MANY = 1 << 30
 SETTINGS = (
     SettingSpec(name="memory", default=None, check=_size, help="Memory budget of the whole process tree."),
@@ -173,6 +190,10 @@ SETTINGS = (
     SettingSpec(name="admin_key", default=None, check=_text, help="Key for /admin.", secret=True),
     SettingSpec(name="metrics_key", default=None, check=_text, help="Key for /metrics.", secret=True),
     SettingSpec(name="keys_file", default=None, check=_text, help="File of API keys, made by `openautoglm keys`."),
+    SettingSpec(name="redact", default="off", check=_one_of(*REDACT_MODES), help="What is done about private data."),
+    SettingSpec(name="redact_kinds", default=None, check=_redact_kinds, help="Kinds of private data to look for."),
+    SettingSpec(name="redact_answers", default=False, check=_switch, help="Whether answers are redacted too."),
+    SettingSpec(name="redact_key", default=None, check=_text, help="Key of redaction by hashes.", secret=True),
 )
 _SPECS = {spec.name: spec for spec in SETTINGS}
 # Variables with this prefix that are no settings: the kernels' own switch, and homes of files.

@@ -22,6 +22,7 @@ from openautoglm.serve.context import ServeContext
 from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import open_listener
 from openautoglm.serve.metrics import Metrics
+from openautoglm.serve.privacy import Privacy, PrivacyOptions
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
@@ -98,6 +99,7 @@ def live_server(
     template: ChatTemplate | None = None,
     context_tokens: int = 512,
     access: AccessOptions | None = None,
+    privacy: PrivacyOptions | None = None,
     **settings: object,
 ) -> Iterator[Live]:
     """Run a server until the block ends."""
@@ -113,6 +115,7 @@ def live_server(
         metrics=Metrics("small"),
         limits=Limits(kv_block_bytes=asyncio.run(engine.memory()).block_bytes),
         access=Access(access),
+        privacy=Privacy(privacy),
     )
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]

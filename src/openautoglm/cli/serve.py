@@ -11,6 +11,7 @@ from openautoglm.cli.access_options import access_options
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
+from openautoglm.cli.privacy_options import privacy_options
 from openautoglm.cli.receipt_option import receipt_option
 from openautoglm.cli.watchdog_options import watchdog_options
 from openautoglm.spec.goal import Goal
@@ -18,6 +19,7 @@ from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
     from openautoglm.serve.access import AccessOptions
+    from openautoglm.serve.privacy import PrivacyOptions
 
 
 @click.command("serve")
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; outside needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
 @access_options
+@privacy_options
 @click.option(
     "--served-model-name",
     "model_names",
@@ -55,6 +58,7 @@ def serve_command(
     host: str,
     port: int,
     access: AccessOptions,
+    privacy: PrivacyOptions,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
@@ -86,6 +90,7 @@ def serve_command(
         host=host,
         port=port,
         access=access,
+        privacy=privacy,
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,

@@ -84,6 +84,7 @@ async def whole_answer(answer: Answer, generation: Generation, choices: Choices,
         choices.take(prompt, event, charge)
         if event.record is not None:
             answer.extension.touched(event.record)
+    answer.extension.redacted("answer", generation.redacted)
     usage = {"usage": generation.usage.as_dict()}
     return msgspec.json.encode(answer.envelope(choices.whole_object, choices.whole()) | usage | answer.told())
 
@@ -122,6 +123,9 @@ async def stream_answer(
             else:
                 if item[1].record is not None:
                     answer.extension.touched(item[1].record)
+                    told = answer.told()
+                if generation.finished and generation.redacted:
+                    answer.extension.redacted("answer", generation.redacted)
                     told = answer.told()
                 choice_or_none = choices.delta(*item)
                 if choice_or_none is not None:

@@ -102,6 +102,7 @@ async def _chat(
     refuse_chat_fields(body)
     answer.extension.ignored_fields(body, CHAT_FIELDS)
     sampling = chat_sampling(body, context.default_sampling)
+    context.privacy.check_sampling(sampling)
     prompt = await chat_prompt(
         context,
         body.messages,
@@ -109,7 +110,7 @@ async def _chat(
         variables=body.chat_template_kwargs,
         fit=fit_of(body.truncate, sampling, context),
     )
-    _tell_cuts(answer, [prompt])
+    _tell_changes(answer, [prompt])
     choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
     prompts = [prompt]
     body.messages.clear()
@@ -137,11 +138,12 @@ async def _completion(
     refuse_completion_fields(body)
     answer.extension.ignored_fields(body, COMPLETION_FIELDS)
     sampling = completion_sampling(body, context.default_sampling)
+    context.privacy.check_sampling(sampling)
     echo = bool(body.echo)
     special = body.add_special_tokens is not False
     fit = fit_of(body.truncate, sampling, context)
     prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo, fit=fit)
-    _tell_cuts(answer, prompts)
+    _tell_changes(answer, prompts)
     if len(prompts) * sampling.n > context.settings.max_choices:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n {sampling.n} are more than {context.settings.max_choices} choices",
@@ -171,8 +173,10 @@ def _new_answer(context: ServeContext, body: SamplingBody, prefix: str) -> Answe
     return Answer(prefix=prefix, model=model, fingerprint=description.fingerprint, extension=extension)
 
 
-def _tell_cuts(answer: Answer, prompts: Sequence[Prompt]) -> None:
+def _tell_changes(answer: Answer, prompts: Sequence[Prompt]) -> None:
+    """Tell what was cut out of the prompts or replaced in them."""
     for index, prompt in enumerate(prompts):
+        answer.extension.redacted("prompt", prompt.redacted)
         if prompt.cut is not None:
             answer.extension.cut(index, prompt.cut)
 

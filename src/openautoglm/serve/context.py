@@ -19,6 +19,7 @@ from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
 from openautoglm.serve.limits import Limits
 from openautoglm.serve.metrics import Metrics
+from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
@@ -46,6 +47,7 @@ class ServeContext:
     limits: Limits
     access: Access = field(default_factory=Access)
     watchdog: Watchdog | None = None
+    privacy: Privacy = field(default_factory=Privacy)
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))
     created_seconds: int = field(default_factory=lambda: int(time.time()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class Extension:
     _own: list[Notice] = field(default_factory=list)
     _cuts: list[dict[str, object]] = field(default_factory=list)
     _records: list[RequestRecord] = field(default_factory=list)
+    _redacted: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, code: NoticeCode, message: str, *, param: str) -> None:
         """Take a notice of this request; raise `InvalidRequestError` naming `param` if the server is strict."""
@@ -70,6 +72,11 @@ class Extension:
         """Tell where the time of a request went that the memory ladder touched."""
         self._records.append(record)
 
+    def redacted(self, where: str, counts: Mapping[str, int]) -> None:
+        """Tell how often private data was replaced in the "prompt" or the "answer", by kind."""
+        if counts:
+            self._redacted[where] = dict(Counter(self._redacted.get(where, {})) + Counter(counts))
+
     def as_dict(self) -> dict[str, object]:
         """Return the field; empty when there is nothing to tell, and then the answer has none."""
         told: dict[str, object] = {}
@@ -77,6 +84,8 @@ class Extension:
             told["notices"] = [notice.as_dict() for notice in (*self.server, *self._own)]
         if self._cuts:
             told["truncated"] = self._cuts
+        if self._redacted:
+            told["redacted"] = self._redacted
         if self._records:
             told["requests"] = self._records
         return told

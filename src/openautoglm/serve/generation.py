@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import NoReturn, cast
 
@@ -66,6 +66,7 @@ class Generation:
         self._failed = False
         self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
         self._num_untaken = len(requests)
+        self._redaction = context.privacy.answer()
         self._on_accepted = on_accepted
         self._use = use
         self._tasks = []
@@ -83,7 +84,8 @@ class Generation:
     async def next(self, timeout_seconds: float | None = None) -> tuple[int, GenerationEvent] | None:
         """Return the next event and the index of its prompt; None after a silence of `timeout_seconds`.
 
-        Raises what the engine raised, and `ReplyError` for a choice that ended in an error or was aborted.
+        Raises what the engine raised, `PrivateDataError` for an answer that is blocked, and
+        `ReplyError` for a choice that ended in an error or was aborted.
         """
         if self._queue.empty():
             try:
@@ -108,7 +110,12 @@ class Generation:
             raise ReplyError(failed_reply(event.error or "the engine gave the request up"))
         if event.finish_reason == "abort":
             raise ReplyError(failed_reply("the request was aborted by the server"))
-        return item
+        return item if self._redaction is None else (prompt, self._redaction.event(prompt, event))
+
+    @property
+    def redacted(self) -> Mapping[str, int]:
+        """How often private data was replaced in the answer so far, by kind."""
+        return {} if self._redaction is None else self._redaction.counts
 
     @property
     def finished(self) -> bool:

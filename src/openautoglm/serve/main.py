@@ -25,7 +25,7 @@ from openautoglm.engine.remote import SocketEngineClient
 from openautoglm.engine.report_files import ReportFiles, check_directory, report_directory
 from openautoglm.engine.watchdog import Accounts, Watchdog
 from openautoglm.families.generation import read_generation_defaults
-from openautoglm.log import ROOT_LOGGER_NAME, get_logger
+from openautoglm.log import ROOT_LOGGER_NAME, get_logger, rewrite_log_lines
 from openautoglm.memory.allocator import bound_allocator, trim_allocator
 from openautoglm.memory.requests import TEMPLATE_BYTES, request_space
 from openautoglm.planner.explain import plan_table
@@ -40,6 +40,7 @@ from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
+from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
 from openautoglm.spec.plan import Plan
@@ -139,6 +140,7 @@ async def _run(
     description: EngineDescription,
     plan: Plan,
 ) -> int:
+    privacy = Privacy(options.privacy)
     names = options.model_names or _default_names(options.engine.model, description.model)
     space = request_space(plan.breakdown.headroom_bytes)
     client, intake = process.client(max_unread_bytes=space.event_bytes), Intake(space)
@@ -157,9 +159,12 @@ async def _run(
         metrics=Metrics(names[0]),
         limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
+        privacy=privacy,
         intake=intake,
         watchdog=_watchdog(options.engine.watchdog, plan, client, intake),
     )
+    if privacy.redacts_log:
+        rewrite_log_lines(privacy.log_line)
     if options.access.keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(access.reload_if_changed, force=True))
     try:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.privacy import redact_value
 from openautoglm.serve.schemas import ChatMessage
 from openautoglm.serve.truncation import Cut, cut_prompt, prompt_room
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 # A prompt may be this many times as long as the context before it is cut: what is longer costs more memory to read
 # than it is worth, and is refused.
 LONGEST_CONTEXTS = 4
@@ -35,11 +38,13 @@ _MEDIA_PARTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt: its tokens, its text where it must be echoed, and what was cut out of it to make it fit."""
+    """One prompt: its tokens, its text where it must be echoed, what was cut out of it to make it fit, and how often
+    private data was replaced in it, by kind."""
 
     tokens: tuple[int, ...]
     text: str = ""
     cut: Cut | None = None
+    redacted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +72,11 @@ async def chat_prompt(
     plain = [plain_message(message, index) for index, message in enumerate(messages)]
 
     def work() -> Prompt:
-        text = _render(context.template, plain, add_generation_prompt, variables)
-        return _fitted(context, _encode(context, text, add_special_tokens=False, param="messages"), fit, "messages")
+        counts: Counter[str] = Counter()
+        messages, given = _redacted(context, plain, counts), _redacted(context, variables, counts)
+        text = _render(context.template, messages, add_generation_prompt, given)
+        tokens = _encode(context, text, add_special_tokens=False, param="messages")
+        return replace(_fitted(context, tokens, fit, "messages"), redacted=counts)
 
     return await context.in_text_thread(work)
 
@@ -86,14 +94,16 @@ async def completion_prompts(
 
     def work() -> list[Prompt]:
         prompts: list[Prompt] = []
-        for one in given:
+        for original in given:
+            counts: Counter[str] = Counter()
+            one = _redacted_prompt(context, original, counts)
             if isinstance(one, str):
                 tokens = _encode(context, one, add_special_tokens=add_special_tokens, param="prompt")
             else:
                 tokens = one
                 _check_length(len(tokens), context, "prompt")
                 check_token_ids(one, context.description.vocab_size, "prompt")
-            fitted = _fitted(context, tokens, fit, "prompt")
+            fitted = replace(_fitted(context, tokens, fit, "prompt"), redacted=counts)
             if echo:
                 whole = isinstance(one, str) and fitted.cut is None
                 fitted = replace(fitted, text=str(one) if whole else context.tokenizer.decode(fitted.tokens))
@@ -178,6 +188,24 @@ def _split_prompts(prompt: object, max_prompts: int) -> list[str | list[int]]:
     if kind not in (str, list) or not all(type(one) is kind for one in prompt):
         raise InvalidRequestError("prompt must not mix texts, numbers and lists", param="prompt")
     return prompt
+
+
+def _redacted(context: ServeContext, value: T, counts: Counter[str]) -> T:
+    """Return messages or variables of a template as they may go to the model."""
+    redactor = context.privacy.redactor
+    return value if redactor is None else cast("T", redact_value(value, redactor, counts))
+
+
+def _redacted_prompt(context: ServeContext, prompt: str | list[int], counts: Counter[str]) -> str | list[int]:
+    """Return a prompt as it may go to the model; token ids are looked at as the text that they are."""
+    if context.privacy.redactor is None:
+        return prompt
+    if isinstance(prompt, str):
+        return context.privacy.redactor.redact(prompt, counts)
+    _check_length(len(prompt), context, "prompt")
+    check_token_ids(prompt, context.description.vocab_size, "prompt")
+    text = context.privacy.redactor.redact(context.tokenizer.decode(prompt, skip_special_tokens=False), counts)
+    return context.tokenizer.encode(text) if counts else prompt
 
 
 def _render(
