@@ -7,7 +7,7 @@ twice: at the same budget, and at the budget that gives as many pieces as adapti
 
 - sentences cut: cuts that do not stand behind the end of a sentence or an empty line, by a rule of this program's own;
 - the first tokens of the pieces that follow a cut: perplexity given their piece alone, as one who retrieves or
-  summarises a piece sees them, and given the document before them. The gap between the two is what the cut took away.
+  summarises a piece sees them, and given the 512 tokens before. The gap between the two is what the cut took away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from openautoglm.text.split import split_text
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from demo_corpus import library_documents
 
-CONTEXT = 2048
+CONTEXT = 1024
+BEFORE_TOKENS = 512
 NEXT_TOKENS = 32
 LEAST_TOKENS = 500
 _ENDED = re.compile(r"([.!?:。！？：][\"'”’)\]」』）*`]*\s*|\n\s*\n\s*)$")
@@ -79,7 +80,7 @@ def add(score: Score, llm: LLM, text: str, cuts: Sequence[int]) -> None:
         score.num_cuts += 1
         score.num_inside += _ENDED.search(text[:begin]) is None
         following = encode(text[begin:end])[:NEXT_TOKENS]
-        before = encode(text[:begin])[-(CONTEXT - NEXT_TOKENS - len(opening)) :]
+        before = encode(text[:begin])[-BEFORE_TOKENS:]
         score.num_tokens += len(following)
         score.alone_nats += tail_nats(executor, [*opening, *following], len(following))
         score.whole_nats += tail_nats(executor, [*opening, *before, *following], len(following))

@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 1 << 20
 QUANT_NAMES = ("auto", "bf16", "int8", "int4", "nf4")
 REDACT_MODES = ("off", "mask", "hash", "block")
 REDACT_KINDS = ("id_number", "bank_card", "mobile", "email", "api_key", "ip_address")
+AUDIT_WHEN_FULL = ("block", "continue")
 KV_NAMES = ("auto", *(number.value for number in KV_NUMBERS))
 
 Value = str | int | None
@@ -193,6 +194,14 @@ SETTINGS = (
     SettingSpec(name="redact", default="off", check=_one_of(*REDACT_MODES), help="What is done about private data."),
     SettingSpec(name="redact_kinds", default=None, check=_redact_kinds, help="Kinds of private data to look for."),
     SettingSpec(name="redact_answers", default=False, check=_switch, help="Whether answers are redacted too."),
+    SettingSpec(name="audit_log", default=None, check=_text, help="File that tells of every request."),
+    SettingSpec(name="audit_key", default=None, check=_text, help="Key that seals the audit log.", secret=True),
+    SettingSpec(
+        name="audit_when_full",
+        default="block",
+        check=_one_of(*AUDIT_WHEN_FULL),
+        help="What happens to requests while the audit log cannot be written.",
+    ),
     SettingSpec(name="redact_key", default=None, check=_text, help="Key of redaction by hashes.", secret=True),
 )
 _SPECS = {spec.name: spec for spec in SETTINGS}

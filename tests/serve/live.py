@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from openautoglm.serve.access import Access, AccessOptions
 from openautoglm.serve.app import create_app
+from openautoglm.serve.audit import AuditLog
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import open_listener
@@ -100,6 +101,7 @@ def live_server(
     context_tokens: int = 512,
     access: AccessOptions | None = None,
     privacy: PrivacyOptions | None = None,
+    audit: AuditLog | None = None,
     **settings: object,
 ) -> Iterator[Live]:
     """Run a server until the block ends."""
@@ -116,6 +118,7 @@ def live_server(
         limits=Limits(kv_block_bytes=asyncio.run(engine.memory()).block_bytes),
         access=Access(access),
         privacy=Privacy(privacy),
+        audit=audit,
     )
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]

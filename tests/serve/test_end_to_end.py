@@ -61,10 +61,24 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def running(
+    directory: Path, *arguments: str, environment: dict[str, str] | None = None, options: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """Start a server on a free port and wait for the address that it prints."""
     errors = directory / "stderr"
-    command = [sys.executable, "-m", "openautoglm", "serve", "demo", "--port", "0", "--threads", "1", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "openautoglm",
+        *options,
+        "serve",
+        "demo",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        *arguments,
+    ]
     with errors.open("w") as sink:
         process = subprocess.Popen(
             command,

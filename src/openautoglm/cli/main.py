@@ -28,6 +28,7 @@ _COMMANDS = {
     "ls": "List the models in the local cache.",
     "pull": "Download a model into the local cache.",
     "keys": "Make, list and revoke API keys of servers.",
+    "audit": "Check the audit log of a server.",
     "config": "Show settings and where each value comes from.",
     "completion": "Print the completion script of a shell.",
 }

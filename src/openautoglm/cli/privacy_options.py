@@ -1,4 +1,4 @@
-"""The options of `serve` that say what is kept from the model and the log, and what is written down of each request."""
+"""The options of `serve` that say what is kept from the model and the log."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openautoglm.cli.access_options import access_options
+from openautoglm.cli.audit_options import audit_options
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
@@ -19,6 +20,7 @@ from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
     from openautoglm.serve.access import AccessOptions
+    from openautoglm.serve.audit import AuditOptions
     from openautoglm.serve.privacy import PrivacyOptions
 
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free one.")
 @access_options
 @privacy_options
+@audit_options
 @click.option(
     "--served-model-name",
     "model_names",
@@ -59,6 +62,7 @@ def serve_command(
     port: int,
     access: AccessOptions,
     privacy: PrivacyOptions,
+    audit: AuditOptions | None,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
@@ -91,6 +95,7 @@ def serve_command(
         port=port,
         access=access,
         privacy=privacy,
+        audit=audit,
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,

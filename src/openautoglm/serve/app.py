@@ -13,6 +13,7 @@ from openautoglm import __version__
 from openautoglm.errors import InvalidRequestError
 from openautoglm.log import get_logger
 from openautoglm.serve.answer import Answer, Choices, stream_answer, whole_answer
+from openautoglm.serve.audited import Audited
 from openautoglm.serve.body import ClientGoneError, body_bytes, read_json
 from openautoglm.serve.chat import ChatChoices
 from openautoglm.serve.completions import CompletionChoices
@@ -57,7 +58,8 @@ def create_app(context: ServeContext) -> ASGIApp:
     add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ReportBody, SplitBody))
     for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
         app.add_exception_handler(kind, _answer_error)
-    return Edge(app, context)
+    audited = app if context.audit is None else Audited(app, context.audit, context.metrics, app.openapi()["paths"])
+    return Edge(audited, context)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -68,6 +70,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         error = InvalidRequestError("the path or query is malformed")
     request_id = request.scope["request_id"]
     reply = reply_for(error)
+    request.scope["error_code"] = "internal_error" if reply is None else reply.code
     if reply is not None and reply.status >= 500:
         _logger.warning("request %s: %s", request_id, error)
     return (reply or internal_reply(request_id)).response()
@@ -98,7 +101,7 @@ def _generation_routes(context: ServeContext) -> APIRouter:
 async def _chat(
     context: ServeContext, request: Request, body: ChatBody, charge: BodyCharge, meter: RequestMeter
 ) -> Response:
-    answer = _new_answer(context, body, "chatcmpl")
+    answer = request.scope["answer"] = _new_answer(context, body, "chatcmpl")
     refuse_chat_fields(body)
     answer.extension.ignored_fields(body, CHAT_FIELDS)
     sampling = chat_sampling(body, context.default_sampling)
@@ -134,7 +137,7 @@ async def _chat(
 async def _completion(
     context: ServeContext, request: Request, body: CompletionBody, charge: BodyCharge, meter: RequestMeter
 ) -> Response:
-    answer = _new_answer(context, body, "cmpl")
+    answer = request.scope["answer"] = _new_answer(context, body, "cmpl")
     refuse_completion_fields(body)
     answer.extension.ignored_fields(body, COMPLETION_FIELDS)
     sampling = completion_sampling(body, context.default_sampling)
@@ -191,6 +194,7 @@ async def _answer(
 ) -> Response:
     """Answer whole or as a stream; the generation is closed however it ends."""
     streams = False
+    request.scope["generation"] = generation
     if body.model_extra is not None:
         body.model_extra.clear()
     try:

@@ -15,6 +15,7 @@ from openautoglm.errors import EngineError
 from openautoglm.memory.requests import request_space
 from openautoglm.planner.price import MIN_HEADROOM_BYTES
 from openautoglm.serve.access import Access
+from openautoglm.serve.audit import AuditLog
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
 from openautoglm.serve.limits import Limits
@@ -47,6 +48,7 @@ class ServeContext:
     limits: Limits
     access: Access = field(default_factory=Access)
     watchdog: Watchdog | None = None
+    audit: AuditLog | None = None
     privacy: Privacy = field(default_factory=Privacy)
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))

@@ -39,7 +39,8 @@ class Extension:
         if self.strict:
             raise InvalidRequestError(f"{message}: this server is strict, and does not go on without it", param=param)
         self._own.append(Notice(code=code, message=message))
-        _log.info("%s: %s", code.value, message)
+        # The message may name fields, which are the client's words.
+        _log.info("an answer tells of %s", code.value)
 
     def ignored_fields(self, body: SamplingBody, known: Collection[str]) -> None:
         """Tell of the fields that this server knows nothing of; `known` are those with values that ask for nothing."""
@@ -76,6 +77,11 @@ class Extension:
         """Tell how often private data was replaced in the "prompt" or the "answer", by kind."""
         if counts:
             self._redacted[where] = dict(Counter(self._redacted.get(where, {})) + Counter(counts))
+
+    @property
+    def redactions(self) -> Mapping[str, Mapping[str, int]]:
+        """How often private data was replaced, by "prompt" or "answer" and kind."""
+        return self._redacted
 
     def as_dict(self) -> dict[str, object]:
         """Return the field; empty when there is nothing to tell, and then the answer has none."""

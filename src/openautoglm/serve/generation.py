@@ -33,10 +33,19 @@ class Usage:
         self._prompts[prompt] = (event.prompt_tokens, event.cached_tokens)
         self._completions[prompt, event.choice] = event.completion_tokens
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts that have begun."""
+        return sum(tokens for tokens, _ in self._prompts.values())
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens of all choices so far."""
+        return sum(self._completions.values())
+
     def as_dict(self) -> dict[str, object]:
         """Return the `usage` object."""
-        prompt_tokens = sum(tokens for tokens, _ in self._prompts.values())
-        completion_tokens = sum(self._completions.values())
+        prompt_tokens, completion_tokens = self.num_prompt_tokens, self.num_completion_tokens
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,

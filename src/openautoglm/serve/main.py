@@ -33,6 +33,7 @@ from openautoglm.probe.process_memory import private_resident_bytes
 from openautoglm.progress import ProgressCallback
 from openautoglm.serve.access import Access, keep_current
 from openautoglm.serve.app import create_app
+from openautoglm.serve.audit import AuditLog, open_audit
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
@@ -85,6 +86,7 @@ def serve(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ExitStack() as stack:
+            audit = stack.enter_context(open_audit(options.audit))
             listener = stack.enter_context(open_listener(options.host, options.port))
             prepared = prepare(options.engine, to_run=True)
             _tell(plan_table(prepared.plan))
@@ -100,7 +102,9 @@ def serve(
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
             return asyncio.run(
-                _run(options, access, listener, process, tokenizer, template, sampling, description, prepared.plan)
+                _run(
+                    options, access, audit, listener, process, tokenizer, template, sampling, description, prepared.plan
+                )
             )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -132,6 +136,7 @@ def _open_text(prepared: Prepared, progress: ProgressCallback | None) -> tuple[T
 async def _run(
     options: ServeOptions,
     access: Access,
+    audit: AuditLog | None,
     listener: socket.socket,
     process: EngineProcess,
     tokenizer: Tokenizer,
@@ -159,6 +164,7 @@ async def _run(
         metrics=Metrics(names[0]),
         limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
+        audit=audit,
         privacy=privacy,
         intake=intake,
         watchdog=_watchdog(options.engine.watchdog, plan, client, intake),

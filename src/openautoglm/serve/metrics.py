@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -73,6 +73,16 @@ class Metrics:
             (*labels, "path", "status"),
             registry=self._registry,
         )
+        self._audit_missed = Gauge(
+            "openautoglm_audit_missed_entries",
+            "Entries that the audit log could not take and has no gap line for yet.",
+            labels,
+            registry=self._registry,
+        ).labels(model_name)
+
+    def audit_missed(self, num_entries: int) -> None:
+        """Tell how many entries the audit log lacks now."""
+        self._audit_missed.set(num_entries)
 
     def http_request(self, path: str, status: int) -> None:
         """Count an answer; `path` is a route of this server, never what a client sent."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from openautoglm.engine.options import EngineOptions
 from openautoglm.serve.access import AccessOptions
+from openautoglm.serve.audit import AuditOptions
 from openautoglm.serve.privacy import PrivacyOptions
 
 
@@ -23,6 +24,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     access: AccessOptions = field(default_factory=AccessOptions)
+    audit: AuditOptions | None = None
     privacy: PrivacyOptions = field(default_factory=PrivacyOptions)
     model_names: tuple[str, ...] = ()
     drain_seconds: float = 30.0
