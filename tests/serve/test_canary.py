@@ -82,6 +82,9 @@ def tell_all(server: Server, sinks: dict[str, str]) -> None:
             )
             assert answer.status_code == 400
             sinks[f"error {data}"] = answer.text.replace(data, "")
+        report = client.post("/admin/memory/report", json={"trace": True}, headers=headers_for("/admin"))
+        assert report.status_code == 200, report.text
+        sinks["report"] = report.text
         for path in ("/metrics", "/health", "/admin/memory", "/openapi.json"):
             sinks[path] = client.get(path, headers=headers_for(path)).text
 
@@ -113,7 +116,18 @@ def kill_the_engine(server: Server, sinks: dict[str, str]) -> None:
 def test_prompts_appear_in_no_sink(tmp_path: Path) -> None:
     audit = tmp_path / "audit.jsonl"
     sinks: dict[str, str] = {}
-    arguments = ("--audit-log", str(audit), "--quant", "int8", "--context", "2048", "--concurrency", "2")
+    arguments = (
+        "--audit-log",
+        str(audit),
+        "--log-dir",
+        str(tmp_path / "reports"),
+        "--quant",
+        "int8",
+        "--context",
+        "2048",
+        "--concurrency",
+        "2",
+    )
     with running(tmp_path, *arguments, environment=AUDIT, options=("--log-level", "debug")) as server:
         tell_all(server, sinks)
         kill_the_engine(server, sinks)
