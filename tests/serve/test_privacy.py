@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from openautoglm.log import ROOT_LOGGER_NAME, configure_logging, rewrite_log_lines
-from openautoglm.serve.privacy import Privacy, PrivacyOptions
+from openautoglm.serve.privacy import MAX_MATCHES, Privacy, PrivacyOptions
 from openautoglm.text.redact import Mode, RedactionOptions
 from openautoglm.text.tokenizer import Tokenizer
 from tests.serve.live import Live, events_of, live_server
@@ -98,6 +98,13 @@ def test_block_refuses_and_repeats_nothing(blocked: Live) -> None:
     assert MOBILE not in answer.text
     assert len(blocked.engine.requests) == num_requests
     blocked.still_answers()
+
+
+def test_a_body_of_nothing_but_numbers_is_refused(masked: Live) -> None:
+    answer = masked.chat("1.1.1.1 " * (MAX_MATCHES + 1))
+    assert answer.status_code == 400
+    assert "pieces of private data" in answer.json()["error"]["message"]
+    masked.still_answers()
 
 
 # The engine answers "0:" and the prompt: seven groups become the eight of an address, token by token.

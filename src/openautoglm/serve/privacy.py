@@ -13,6 +13,9 @@ from openautoglm.errors import InvalidRequestError
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.redact import Mode, RedactionOptions, Redactor, StreamRedactor
 
+# Of one request. What stands for private data may be longer, and a body was charged as it came.
+MAX_MATCHES = 10_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyOptions:
@@ -80,10 +83,10 @@ class AnswerRedaction:
 def redact_value(value: object, redactor: Redactor, counts: Counter[str]) -> object:
     """Return messages, or any other JSON, with every text in it redacted; numbers too, where one is private data."""
     if isinstance(value, str):
-        return redactor.redact(value, counts)
+        return redactor.redact(value, counts, max_matches=MAX_MATCHES)
     if isinstance(value, int) and not isinstance(value, bool):
         text = str(value)
-        redacted = redactor.redact(text, counts)
+        redacted = redactor.redact(text, counts, max_matches=MAX_MATCHES)
         return value if redacted == text else redacted
     if isinstance(value, Mapping):
         return {

@@ -11,7 +11,7 @@ import msgspec
 
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
 from openautoglm.serve.context import ServeContext
-from openautoglm.serve.privacy import redact_value
+from openautoglm.serve.privacy import MAX_MATCHES, redact_value
 from openautoglm.serve.schemas import ChatMessage
 from openautoglm.serve.truncation import Cut, cut_prompt, prompt_room
 from openautoglm.spec.sampling import SamplingParams
@@ -201,10 +201,11 @@ def _redacted_prompt(context: ServeContext, prompt: str | list[int], counts: Cou
     if context.privacy.redactor is None:
         return prompt
     if isinstance(prompt, str):
-        return context.privacy.redactor.redact(prompt, counts)
+        return context.privacy.redactor.redact(prompt, counts, max_matches=MAX_MATCHES)
     _check_length(len(prompt), context, "prompt")
     check_token_ids(prompt, context.description.vocab_size, "prompt")
-    text = context.privacy.redactor.redact(context.tokenizer.decode(prompt, skip_special_tokens=False), counts)
+    text = context.tokenizer.decode(prompt, skip_special_tokens=False)
+    text = context.privacy.redactor.redact(text, counts, max_matches=MAX_MATCHES)
     return context.tokenizer.encode(text) if counts else prompt
 
 
