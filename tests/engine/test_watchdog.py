@@ -126,6 +126,25 @@ def test_tracing_without_room_is_refused_and_nothing_else_is(tmp_path: Path) -> 
     assert dog.report().traced is None
 
 
+def test_what_tracing_takes_is_no_growth(tmp_path: Path) -> None:
+    """Tracing for ten minutes in a process of a small ledger, then none for ten."""
+    trace, now = AllocationTrace(), 0.0
+
+    def with_tracer() -> Accounts:
+        tracer_bytes = TRACE_BYTES - MIB if trace.running else 0
+        return Accounts(private_bytes=60 * MIB + tracer_bytes, measured={}, charged={}, ledger_bytes=80 * MIB)
+
+    files = ReportFiles(tmp_path, "http")
+    dog = Watchdog("http", with_tracer, files, WatchdogOptions(), trace=trace, clock=lambda: now)
+    for look in range(100):
+        if look == 30:
+            trace.start()
+        if look == 70:
+            trace.stop()
+        assert dog.look() is None
+        now += 15.0
+
+
 def test_its_thread_looks_and_ends(tmp_path: Path) -> None:
     looks: list[float] = []
 

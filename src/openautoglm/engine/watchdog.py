@@ -24,7 +24,7 @@ from openautoglm.engine.report_files import ReportFiles
 from openautoglm.errors import EngineError, InvalidRequestError, OutOfMemoryError
 from openautoglm.log import get_logger
 from openautoglm.memory.allocations import LOOK_SECONDS as TRACE_LOOK_SECONDS
-from openautoglm.memory.allocations import AllocationTrace
+from openautoglm.memory.allocations import TRACE_BYTES, AllocationTrace
 from openautoglm.memory.growth import Growth, GrowthSample, GrowthWindow
 from openautoglm.probe.mappings import probe_mappings
 from openautoglm.probe.native_heap import probe_native_heap
@@ -130,10 +130,10 @@ class Watchdog:
     def look(self) -> WatchdogReport | None:
         """Take a sample; return the report if a rule is broken now."""
         accounts = self._accounts()
+        # Tracing takes memory of its own, on request.
+        uncharged_bytes = accounts.uncharged_bytes - (TRACE_BYTES if self._trace.running else 0)
         self._window.add(
-            GrowthSample(
-                seconds=self._clock(), other_bytes=accounts.other_bytes, uncharged_bytes=accounts.uncharged_bytes
-            )
+            GrowthSample(seconds=self._clock(), other_bytes=accounts.other_bytes, uncharged_bytes=uncharged_bytes)
         )
         _log.debug(
             "the %s process takes %s beside what is measured, %s uncharged",
