@@ -90,14 +90,14 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str, columns: int = 90, rows: int = 45) -> Iterator[Terminal]:
+def terminal(*arguments: str, columns: int = 90, rows: int = 45, shell: tuple[str, ...] = ()) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     before = termios.tcgetattr(master)
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        [*shell, *COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     shown = Terminal(process, master, before)
     try:
@@ -238,6 +238,37 @@ def test_the_terminal_is_left_as_it_was(server: Server, how: str) -> None:
         shown.assert_clean()
         assert b"Traceback" not in shown.output
         assert b"interrupted" not in shown.output
+
+
+# What a shell does: a job of its own in the foreground, and the terminal back when it stops.
+SHELL = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = subprocess.Popen(sys.argv[1:], process_group=0)
+os.tcsetpgrp(0, job.pid)
+assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+os.tcsetpgrp(0, os.getpgrp())
+print("the job has stopped", flush=True)
+sys.stdin.readline()
+os.tcsetpgrp(0, job.pid)
+os.killpg(job.pid, signal.SIGCONT)
+sys.exit(job.wait())
+"""
+
+
+def test_a_job_that_is_stopped_leaves_the_terminal_and_takes_it_again(server: Server) -> None:
+    with terminal(*at(server), "--interval", "0.2", shell=(sys.executable, "-c", SHELL)) as shown:
+        shown.read_until(b"workspace")
+        os.write(shown.master, b"\x1a")
+        stopping = shown.read_until(b"the job has stopped")
+        assert stopping.count(LEAVE) == 1
+        assert termios.tcgetattr(shown.master)[3] == shown.before[3]
+        os.write(shown.master, b"\n")
+        assert ENTER in shown.read_until(b"workspace")
+        os.write(shown.master, b"q")
+        assert shown.end() == 0
+        assert termios.tcgetattr(shown.master)[3] == shown.before[3]
+        assert shown.output.count(ENTER) == shown.output.count(LEAVE) == 2
 
 
 def test_a_server_that_goes_ends_it_with_a_clear_word() -> None:

@@ -38,13 +38,11 @@ class Screen:
 
     def __enter__(self) -> Screen:
         """Take the terminal: another page of it, no cursor, keys at once and unseen. Signals that end us are errors."""
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._signals[number] = signal.signal(number, _end)
+        for number, handler in ((signal.SIGTERM, _end), (signal.SIGHUP, _end), (signal.SIGTSTP, self._suspend)):
+            self._signals[number] = signal.signal(number, handler)
         if sys.stdin.isatty():
             self._before = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
-        sys.stdout.write(_ENTER)
-        sys.stdout.flush()
+        self._take()
         return self
 
     def __exit__(
@@ -52,13 +50,32 @@ class Screen:
     ) -> None:
         """Give it back."""
         try:
+            self._give_back()
+        finally:
+            for number, handler in self._signals.items():
+                signal.signal(number, handler)
+
+    def _take(self) -> None:
+        if self._before is not None:
+            tty.setcbreak(sys.stdin)
+        sys.stdout.write(_ENTER)
+        sys.stdout.flush()
+
+    def _give_back(self) -> None:
+        try:
             sys.stdout.write(_LEAVE)
             sys.stdout.flush()
         finally:
             if self._before is not None:
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
-            for number, handler in self._signals.items():
-                signal.signal(number, handler)
+
+    def _suspend(self, number: int, _frame: FrameType | None) -> None:
+        """Ctrl-Z: the shell has its terminal until we go on."""
+        self._give_back()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._suspend)
+        self._take()
 
     def paint(self, lines: Sequence[str]) -> None:
         """Show the lines that the window has room for; the last row tells of those that it has not."""
