@@ -9,81 +9,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from idle_executor import IdleExecutor
 from openautoglm.demo import checkpoint_directory
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.engine import Engine
-from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepResult
-from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.tokenizer import Tokenizer
 
 WARM_STEPS = 50
 MEASURED_STEPS = 400
-TOKEN = 77
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    value: StepResult
-
-    def result(self) -> StepResult:
-        return self.value
-
-
-class IdleExecutor:
-    """Answers every step at once, always with the same token."""
-
-    @staticmethod
-    def supports(_spec: ArchSpec) -> tuple[str, ...]:
-        return ()
-
-    def layout(self) -> ExecutorLayout:
-        group = CacheGroup(layers=(0,), block_tokens=16, block_bytes=1)
-        return ExecutorLayout(
-            groups=(group,),
-            num_blocks=40_000,
-            max_blocks=40_000,
-            max_step_tokens=512,
-            max_step_rows=64,
-            vocab_size=150_000,
-        )
-
-    def submit(self, batch: StepBatch) -> _Done:
-        sample = batch.sample
-        count = 0 if sample is None else len(sample.token_indices)
-        width = 0 if sample is None else max(0, int(sample.num_logprobs.max()))
-        return _Done(
-            StepResult(
-                tokens=np.full((count, 1), TOKEN, dtype=np.int32),
-                num_tokens=np.ones(count, dtype=np.int32),
-                logprobs=np.zeros(count, dtype=np.float32),
-                top_tokens=np.zeros((count, width), dtype=np.int32),
-                top_logprobs=np.zeros((count, width), dtype=np.float32),
-            )
-        )
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        assert not pairs
-
-    def export_blocks(self, blocks: Sequence[int]) -> bytes:
-        return bytes(len(blocks))
-
-    def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
-        assert len(blocks) == len(data)
-
-    def trim(self, live_blocks: Sequence[int]) -> int:
-        return 0 * len(live_blocks)
-
-    def determinism(self) -> str:
-        return "idle"
-
-    def close(self) -> None:
-        return
 
 
 def measure(batch: int, context_tokens: int, sampling: SamplingParams) -> tuple[float, float]:

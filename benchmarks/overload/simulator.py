@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from idle_executor import BLOCK_TOKENS, Done, IdleExecutor, LetterTokenizer
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.engine import Engine
 from openautoglm.errors import DeadlineError, OverloadedError
-from openautoglm.executor.protocol import CacheGroup, ExecutorLayout, StepBatch, StepResult
-from openautoglm.spec.arch import ArchSpec
+from openautoglm.executor.protocol import SampleBatch, StepBatch
 from openautoglm.spec.sampling import SamplingParams
 from overload.trace import Arrival
 
@@ -48,93 +49,32 @@ class Clock:
         return self.now
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    value: StepResult
-
-    def result(self) -> StepResult:
-        return self.value
-
-
-class LetterTokenizer:
-    """Every token reads as one letter."""
-
-    decoder_rules: Mapping[str, object] | None = None
-    special_token_ids: frozenset[int] = frozenset()
-
-    def raw_token(self, token: int) -> str | None:
-        return "a"
-
-
-class PricedExecutor:
+class PricedExecutor(IdleExecutor):
     """Advances the clock by the price of each step. A choice ends at the length that its seed stands for."""
 
     def __init__(self, server: Server, clock: Clock, lengths: Mapping[int, int]) -> None:
+        super().__init__(
+            num_blocks=server.num_blocks,
+            max_step_tokens=server.max_step_tokens,
+            max_step_rows=server.max_running,
+            vocab_size=VOCAB_SIZE,
+        )
         self._server = server
         self._clock = clock
         self._lengths = np.zeros(max(lengths, default=0) + 1, dtype=np.int64)
         for seed, length in lengths.items():
             self._lengths[seed] = length
-        group = CacheGroup(layers=(0,), block_tokens=16, block_bytes=1)
-        self._layout = ExecutorLayout(
-            groups=(group,),
-            num_blocks=server.num_blocks,
-            max_blocks=server.num_blocks,
-            max_step_tokens=server.max_step_tokens,
-            max_step_rows=server.max_running,
-            vocab_size=VOCAB_SIZE,
-        )
 
-    @staticmethod
-    def supports(_spec: ArchSpec) -> tuple[str, ...]:
-        return ()
-
-    def layout(self) -> ExecutorLayout:
-        return self._layout
-
-    def submit(self, batch: StepBatch) -> _Answer:
+    def submit(self, batch: StepBatch) -> Done:
         server, rows = self._server, len(batch.row_offsets) - 1
         self._clock.now += (
             server.base_seconds + server.prompt_token_seconds * (len(batch.tokens) - rows) + server.row_seconds * rows
         )
-        sample = batch.sample
-        count = 0 if sample is None else len(sample.seeds)
-        tokens = np.full((count, 1), TEXT_TOKEN, dtype=np.int32)
-        if sample is not None:
-            tokens[sample.positions + 1 >= self._lengths[sample.seeds.astype(np.int64)], 0] = END_TOKEN
-        return _Answer(
-            StepResult(
-                tokens=tokens,
-                num_tokens=np.ones(count, dtype=np.int32),
-                logprobs=np.zeros(count, dtype=np.float32),
-                top_tokens=np.empty((count, 0), dtype=np.int32),
-                top_logprobs=np.empty((count, 0), dtype=np.float32),
-            )
-        )
+        return super().submit(batch)
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        assert not pairs
-
-    def export_blocks(self, blocks: Sequence[int]) -> bytes:
-        return bytes(len(blocks))
-
-    def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
-        assert len(blocks) == len(data)
-
-    def resize_blocks(self, num_blocks: int) -> int:
-        raise ValueError(num_blocks)
-
-    def limit_step_tokens(self, num_tokens: int) -> int:
-        raise ValueError(num_tokens)
-
-    def trim(self, live_blocks: Sequence[int]) -> int:
-        return 0 * len(live_blocks)
-
-    def determinism(self) -> str:
-        return "priced"
-
-    def close(self) -> None:
-        return
+    def draw(self, sample: SampleBatch) -> NDArray[np.int32]:
+        ends = sample.positions + 1 >= self._lengths[sample.seeds.astype(np.int64)]
+        return np.where(ends, END_TOKEN, TEXT_TOKEN).astype(np.int32)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +91,7 @@ def play(server: Server, trace: Sequence[Arrival], *, deadlines: bool = True, st
     clock = Clock()
     executor = PricedExecutor(server, clock, {one.index: one.answer_tokens for one in trace})
     engine = Engine(
-        executor, LetterTokenizer(), eos_token_ids=(END_TOKEN,), context_tokens=server.num_blocks * 16,
+        executor, LetterTokenizer(), eos_token_ids=(END_TOKEN,), context_tokens=server.num_blocks * BLOCK_TOKENS,
         max_running=server.max_running, max_queued=1 << 20, clock=clock,
     )  # fmt: skip
     due = {one.index: one.seconds + one.deadline_seconds for one in trace}

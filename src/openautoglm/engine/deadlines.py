@@ -9,6 +9,8 @@ that runs and could end in time still does with it; one that cannot end in time 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from openautoglm.engine.request import Request, Sequence, SequenceState
 
 # Steps whose weight in the estimate has fallen to 1/e.
 MEMORY_STEPS = 200
+# Nobody is given up for a price from fewer steps.
 LEAST_STEPS = 8
 
 
@@ -48,17 +51,27 @@ class StepCosts:
         self.num_steps += 1
 
     def price(self) -> StepPrice | None:
-        """Return what steps cost now; None while too few have been seen."""
-        if self._solved is None and self.num_steps >= LEAST_STEPS:
+        """Return what steps cost now; None while too few have been seen to give anybody up for it."""
+        return self.guess() if self.num_steps >= LEAST_STEPS else None
+
+    def guess(self) -> StepPrice | None:
+        """Return what steps seem to cost, from the first step on: enough to let somebody wait for it."""
+        if self._solved is None and self.num_steps:
             self._solved = self._solve()
         return self._solved
 
     def _solve(self) -> StepPrice:
-        # A trace of damping keeps columns that never varied at 0 instead of at anything.
-        matrix = np.array([[self._w, self._p, self._r], [self._p, self._pp, self._pr], [self._r, self._pr, self._rr]])
+        # In terms of all tokens and what a row costs more than a token. A trace of damping keeps columns that never
+        # varied at 0 instead of at anything, that of the tokens least: the first step is all tokens.
+        tokens, tokens_tokens = self._p + self._r, self._pp + 2 * self._pr + self._rr
+        tokens_rows, tokens_time = self._pr + self._rr, self._pt + self._rt
+        matrix = np.array(
+            [[self._w, tokens, self._r], [tokens, tokens_tokens, tokens_rows], [self._r, tokens_rows, self._rr]]
+        )
         scale = np.sqrt(np.maximum(np.diag(matrix), 1e-12))
-        normal = matrix / np.outer(scale, scale) + 1e-6 * np.eye(3)
-        base, token, row = np.linalg.solve(normal, np.array([self._t, self._pt, self._rt]) / scale) / scale
+        normal = matrix / np.outer(scale, scale) + np.diag([1e-6, 1e-9, 1e-6])
+        base, token, more = np.linalg.solve(normal, np.array([self._t, tokens_time, self._rt]) / scale) / scale
+        row = token + more
         return StepPrice(
             base_seconds=max(0.0, float(base)),
             prompt_token_seconds=max(0.0, float(token)),
@@ -92,18 +105,65 @@ class Work:
     deadline_seconds: float | None
 
 
-def late(works: Items[Work], price: StepPrice, now_seconds: float) -> set[int]:
-    """Return the indices of the works that will end too late if all of them run together from now on."""
-    time_seconds = now_seconds + sum(work.prompt_tokens for work in works) * price.prompt_token_seconds
-    order = sorted(range(len(works)), key=lambda index: works[index].answer_tokens)
-    too_late, done_tokens = set(), 0
-    for position, index in enumerate(order):
-        work = works[index]
-        time_seconds += (work.answer_tokens - done_tokens) * price.decode_seconds(len(works) - position)
-        done_tokens = work.answer_tokens
-        if work.deadline_seconds is not None and time_seconds > work.deadline_seconds:
-            too_late.add(index)
-    return too_late
+class Beside:
+    """Works that run together from now on, laid out so that one more is judged in O(log n).
+
+    All prompts first, then every step a token of each; n works in the order of their ends. One more work adds its own
+    prompt, and a row to each step until it or the other ends:
+
+        end of the i-th + prompt + row_seconds * min(answer of the i-th, its own answer)
+    """
+
+    __slots__ = ("_ends", "_freed", "_margin_after", "_margin_before", "_price", "_sums", "_tokens", "num_works")
+
+    def __init__(
+        self, works: Items[Work], price: StepPrice, now_seconds: float, *, num_blocks: Items[int] | None = None
+    ) -> None:
+        """Lay out `works`; `num_blocks` says how many blocks of KV cache each gives back at its end."""
+        self._price = price
+        self.num_works = count = len(works)
+        order = sorted(range(count), key=lambda index: works[index].answer_tokens)
+        seconds = now_seconds + sum(work.prompt_tokens for work in works) * price.prompt_token_seconds
+        self._tokens: list[int] = []
+        self._sums, self._freed, self._ends = [0], [0], [seconds]
+        # What those that end before one more have to spare beside a row of its in each step, and those that end after.
+        margins: list[float] = []
+        self._margin_before = [math.inf]
+        done_tokens = 0
+        for position, index in enumerate(order):
+            work = works[index]
+            seconds += (work.answer_tokens - done_tokens) * price.decode_seconds(count - position)
+            done_tokens = work.answer_tokens
+            spare = math.inf if work.deadline_seconds is None else work.deadline_seconds - seconds
+            margins.append(spare if spare >= 0 else math.inf)
+            self._tokens.append(done_tokens)
+            self._ends.append(seconds)
+            self._sums.append(self._sums[-1] + done_tokens)
+            self._freed.append(self._freed[-1] + (0 if num_blocks is None else num_blocks[index]))
+            self._margin_before.append(min(self._margin_before[-1], margins[-1] - price.row_seconds * done_tokens))
+        self._margin_after = [math.inf]
+        for margin in reversed(margins):
+            self._margin_after.append(min(self._margin_after[-1], margin))
+        self._margin_after.reverse()
+
+    def end_seconds(self, work: Work, *, missing_blocks: int = 0) -> float:
+        """Return when one more work ends, if it starts as soon as those that end have freed `missing_blocks`."""
+        price, count = self._price, self.num_works
+        begin = 0 if missing_blocks <= 0 else min(bisect_left(self._freed, missing_blocks), count)
+        done_tokens = self._tokens[begin - 1] if begin else 0
+        ended = bisect_right(self._tokens, done_tokens + work.answer_tokens)
+        rows = self._sums[ended] - self._sums[begin] - (ended - begin) * done_tokens
+        rows += (count - ended) * work.answer_tokens
+        own_seconds = work.prompt_tokens * price.prompt_token_seconds + work.answer_tokens * price.decode_seconds(1)
+        return self._ends[begin] + own_seconds + rows * price.row_seconds
+
+    def makes_late(self, work: Work) -> bool:
+        """Whether one more work that starts now makes another late that would be in time without it."""
+        prompt_seconds = work.prompt_tokens * self._price.prompt_token_seconds
+        position = bisect_right(self._tokens, work.answer_tokens)
+        if self._margin_before[position] < prompt_seconds:
+            return True
+        return self._margin_after[position] < prompt_seconds + self._price.row_seconds * work.answer_tokens
 
 
 class DeadlineQueue:

@@ -182,11 +182,11 @@ class Engine:
 
     def _keep_deadlines(self, now_seconds: float) -> None:
         """End what is out of time, and let only those start who can still end in time."""
-        for request in self._gate.ended(now_seconds):
+        for request in self._gate.begin_step(now_seconds):
             self._num_missed_deadlines += 1
             message = f"no answer within deadline_seconds {request.deadline_seconds:g}: allow more, or try again later"
             self._end_request(request, "error", message, error_kind=DeadlineError.__name__)
-        self._scheduler.gate = (lambda sequence: self._gate.judge(sequence, now_seconds)) if self._gate.active else None
+        self._scheduler.gate = self._gate.judge if self._gate.active else None
 
     def _compute(self, schedule: Schedule) -> None:
         result = self._run(schedule)

@@ -6,6 +6,7 @@ answers are shorter than what they may be; what turns out longer than expected i
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
@@ -45,6 +46,13 @@ class AnswerLengths:
         if not longer:
             return max_tokens
         return min(max(num_generated + 1, self._sorted[begin + int(quantile * (longer - 1))]), max_tokens)
+
+
+def guess_length(num_generated: int, max_tokens: int) -> int:
+    """Return the length that an answer may have where nothing is known of answers: every order of magnitude between
+    what it has and what it may have is as likely, and this is the middle. At least one more token.
+    """
+    return min(max(num_generated + 1, int(math.sqrt(max(1, num_generated) * max_tokens))), max_tokens)
 
 
 def peak_blocks(needs: Iterable[tuple[int, int]]) -> int:

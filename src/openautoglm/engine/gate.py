@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from openautoglm.engine.deadlines import DeadlineQueue, StepCosts, StepPrice, Work, late, work_left
-from openautoglm.engine.expected import AnswerLengths
+from openautoglm.engine.deadlines import Beside, DeadlineQueue, StepCosts, StepPrice, work_left
+from openautoglm.engine.expected import AnswerLengths, guess_length
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Scheduler, Verdict
 
-# Half of the answers turn out shorter: what ends earlier than expected makes up for what ends later.
-TIME_QUANTILE = 0.5
-# How often waiting requests are looked through for those without hope.
+# A choice that was started and is late at its end has wasted the time of all others, one that waits has not: what is
+# started is taken to be as long as all but a fifth of the answers, and only what is late even if short is given up.
+START_QUANTILE = 0.8
+GIVE_UP_QUANTILE = 0.1
+LEAST_ANSWERS = 8
+# How often waiting requests are looked through for those without hope, and how many at a time.
 SWEEP_SECONDS = 0.05
+SWEEP_SEQUENCES = 64
 
 
 class DeadlineGate:
@@ -20,7 +24,9 @@ class DeadlineGate:
         self._scheduler = scheduler
         self._lengths = lengths
         self._queue = DeadlineQueue()
-        self._sweep_seconds = 0.0
+        self._now_seconds = self._sweep_seconds = 0.0
+        self._sweep_position = 0
+        self._beside: Beside | None = None
         self.costs = StepCosts()
 
     @property
@@ -33,66 +39,77 @@ class DeadlineGate:
         self._queue.add(request)
 
     def hopeless(self, request: Request, now_seconds: float) -> bool:
-        """Whether a waiting request cannot end in time even if nothing else runs."""
+        """Whether a waiting request cannot end in time even if nothing else runs and its answer is short."""
         price = self.costs.price()
         if price is None or request.deadline_seconds is None:
             return False
         sequence = request.sequences[0]
-        work = work_left(sequence, self._expected(sequence))
+        expected = self._expect(sequence, GIVE_UP_QUANTILE)
+        # Nothing is known yet: nobody is given up for a guess.
+        work = work_left(sequence, sequence.num_generated + 1 if expected is None else expected)
         late_seconds = now_seconds + price.alone_seconds(work) - request.arrival_seconds - request.deadline_seconds
         if late_seconds <= 0:
             return False
         cached_tokens = min(self._scheduler.num_cached_tokens(sequence), work.prompt_tokens)
         return late_seconds > cached_tokens * price.prompt_token_seconds
 
-    def ended(self, now_seconds: float) -> list[Request]:
-        """Return the unfinished requests to be ended: past their deadline, or waiting without hope."""
+    def begin_step(self, now_seconds: float) -> list[Request]:
+        """Return the unfinished requests to be ended: past their deadline, or waiting without hope.
+
+        What `judge` says until the next call is for a step that begins at `now_seconds`.
+        """
+        self._now_seconds = now_seconds
+        self._beside = None
         found = self._queue.expired(now_seconds)
         if now_seconds >= self._sweep_seconds:
             self._sweep_seconds = now_seconds + SWEEP_SECONDS
-            waiting = {id(one.request): one.request for one in self._scheduler.waiting if one.num_admissions == 0}
-            found.extend(one for one in waiting.values() if one not in found and self.hopeless(one, now_seconds))
+            found.extend(one for one in self._without_hope(now_seconds) if one not in found)
         return found
 
-    def judge(self, sequence: Sequence, now_seconds: float) -> Verdict:
+    def judge(self, sequence: Sequence) -> Verdict:
         """Return whether a waiting choice may start now, beside what runs."""
-        price = self.costs.price()
-        running = self._scheduler.running
-        if price is None or not running:
+        price = self.costs.guess()
+        if price is None or not self._scheduler.running:
             return Verdict.START
-        works = [work_left(one, self._expected(one)) for one in (*running, sequence)]
-        if self._waits_too_long(sequence, works, price, now_seconds):
-            return Verdict.SKIP
-        too_late = late(works, price, now_seconds)
-        if len(running) in too_late:
-            return Verdict.SKIP
-        if too_late - late(works[:-1], price, now_seconds):
-            return Verdict.HOLD
-        return Verdict.START
+        beside = self._lay_out(price)
+        work = work_left(sequence, self._guess(sequence))
+        if work.deadline_seconds is not None:
+            missing_blocks = self._missing_blocks(sequence)
+            if beside.end_seconds(work, missing_blocks=missing_blocks) > work.deadline_seconds:
+                return Verdict.SKIP
+        return Verdict.HOLD if beside.makes_late(work) else Verdict.START
 
-    def _waits_too_long(self, sequence: Sequence, works: list[Work], price: StepPrice, now_seconds: float) -> bool:
-        """Whether the blocks that a choice needs will be free too late for it; the last of `works` is its own."""
-        own = works[-1]
-        if own.deadline_seconds is None:
-            return False
+    def _lay_out(self, price: StepPrice) -> Beside:
+        """Return what runs; in the middle of a step it only grows."""
+        running = self._scheduler.running
+        if self._beside is None or self._beside.num_works != len(running):
+            works = [work_left(one, self._guess(one)) for one in running]
+            # One more than it has: a running choice has a claim on the block of its next token.
+            blocks = [len(one.blocks) + 1 for one in running]
+            self._beside = Beside(works, price, self._now_seconds, num_blocks=blocks)
+        return self._beside
+
+    def _missing_blocks(self, sequence: Sequence) -> int:
+        """Return how many blocks must be freed before a choice can be admitted; 0 or less if none."""
         running, pool = self._scheduler.running, self._scheduler.pool
-        missing = -(-sequence.num_tokens // pool.block_tokens) + len(running) - pool.num_available
-        time_seconds, done_tokens, num_left = now_seconds, 0, len(running)
-        for index in sorted(range(len(running)), key=lambda index: works[index].answer_tokens):
-            if missing <= 0:
-                break
-            work = works[index]
-            time_seconds += work.prompt_tokens * price.prompt_token_seconds
-            time_seconds += (work.answer_tokens - done_tokens) * price.decode_seconds(num_left)
-            done_tokens, num_left = work.answer_tokens, num_left - 1
-            missing -= len(running[index].blocks) + 1
-        time_seconds += own.prompt_tokens * price.prompt_token_seconds
-        return time_seconds + own.answer_tokens * price.decode_seconds(num_left + 1) > own.deadline_seconds
+        return -(-sequence.num_tokens // pool.block_tokens) + len(running) - pool.num_available
 
-    def _expected(self, sequence: Sequence) -> int:
+    def _without_hope(self, now_seconds: float) -> list[Request]:
+        """Look through the next of those that have never run."""
+        waiting = self._scheduler.waiting
+        begin = self._sweep_position if self._sweep_position < len(waiting) else 0
+        self._sweep_position = begin + SWEEP_SEQUENCES
+        requests = {
+            id(one.request): one.request for one in waiting[begin : begin + SWEEP_SEQUENCES] if not one.num_admissions
+        }
+        return [request for request in requests.values() if self.hopeless(request, now_seconds)]
+
+    def _guess(self, sequence: Sequence) -> int:
+        expected = self._expect(sequence, START_QUANTILE)
+        return guess_length(sequence.num_generated, sequence.request.max_new_tokens) if expected is None else expected
+
+    def _expect(self, sequence: Sequence, quantile: float) -> int | None:
         most = sequence.request.max_new_tokens
         if sequence.request.sampling.ignore_eos:
             return most
-        expected = self._lengths.expect(sequence.num_generated, most, quantile=TIME_QUANTILE, least_answers=1)
-        # Nothing is known yet: nobody is held back or given up for a guess.
-        return sequence.num_generated + 1 if expected is None else expected
+        return self._lengths.expect(sequence.num_generated, most, quantile=quantile, least_answers=LEAST_ANSWERS)

@@ -17,7 +17,7 @@ alone every admitted sequence fits the pool; so the best one always advances and
 from __future__ import annotations
 
 import time
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -35,6 +35,8 @@ STEPS_BEFORE_GROWTH = 16
 BLOCK_QUANTILE = 0.75
 # A gate that let nobody through is asked again when something changed, or after this many steps.
 STEPS_BEFORE_ASKING = 16
+# A gate is asked about so many in one step; the next one goes on from there.
+MOST_ASKED = 64
 
 
 class Verdict(Enum):
@@ -111,6 +113,7 @@ class Scheduler:
         self._good_steps = 0
         self._num_held = 0
         self._num_quiet_steps = 0
+        self._ask_from = 0
         self.admits = True
         self.gate: Gate | None = None
         self.lengths = AnswerLengths()
@@ -157,8 +160,13 @@ class Scheduler:
         if self._num_quiet_steps and self.running:
             self._num_quiet_steps -= 1
             return budget
-        position = 0
+        position = begin = 0 if self.gate is None else self._ask_from
+        self._ask_from = 0
+        num_started = 0
         while budget and position < len(self.waiting) and len(self.running) < self._max_running:
+            if position == begin + MOST_ASKED:
+                self._ask_from = position
+                return budget
             sequence = self.waiting[position]
             verdict = Verdict.START if self.gate is None else self.gate(sequence)
             if verdict is Verdict.SKIP:
@@ -166,11 +174,14 @@ class Scheduler:
                 continue
             if verdict is Verdict.HOLD or not self._admit(sequence):
                 self._num_quiet_steps = STEPS_BEFORE_ASKING
-                break
+                return budget
             sequence.timeline.start(self._clock())
             budget -= self._take(rows, sequence, budget)
+            num_started += 1
             if not self.admits:
-                break
+                return budget
+        if not num_started and position == len(self.waiting):
+            self._num_quiet_steps = STEPS_BEFORE_ASKING
         return budget
 
     def wake(self) -> None:
@@ -343,6 +354,7 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING
+        self._ask_from = min(self._ask_from, bisect_right(self.waiting, sequence.order, key=_order))
         insort(self.waiting, sequence, key=_order)
         self.wake()
 
