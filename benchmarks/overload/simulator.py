@@ -2,7 +2,8 @@
 
 A reject (a request refused, or one that has not ended by its deadline) is needless when replaying the trace with that
 request admitted, the other rejects absent, meets every deadline. Replays run without deadlines in the engine: nothing
-is held back or given up, and what they need is seen on the clock.
+is held back or given up, and what they need is seen on the clock. `watched` replays are the stricter reading: the
+engine knows the deadlines and may hold requests back for each other, as it does in service.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def play(server: Server, trace: Sequence[Arrival], *, deadlines: bool = True, st
             index = int(event.request_id)
             if event.finish_reason == "error":
                 run.rejects[index] = event.error_kind or "error"
+                if stop_when_late:
+                    return run
                 continue
             run.end_seconds[index] = clock.now
             if clock.now > due[index]:
@@ -143,6 +146,7 @@ class Verdict:
     num_requests: int
     rejects: Mapping[int, str]
     needless: tuple[int, ...]
+    needless_watched: tuple[int, ...]
     num_preemptions: int
 
     @property
@@ -154,16 +158,23 @@ class Verdict:
 def judge(server: Server, trace: Sequence[Arrival]) -> Verdict:
     """Play a trace, then replay it for each reject."""
     run = play(server, trace)
-    needless = needless_rejects(server, trace, run.rejects)
-    return Verdict(num_requests=len(trace), rejects=run.rejects, needless=needless, num_preemptions=run.num_preemptions)
+    return Verdict(
+        num_requests=len(trace),
+        rejects=run.rejects,
+        needless=needless_rejects(server, trace, run.rejects),
+        needless_watched=needless_rejects(server, trace, run.rejects, watched=True),
+        num_preemptions=run.num_preemptions,
+    )
 
 
-def needless_rejects(server: Server, trace: Sequence[Arrival], rejects: Mapping[int, str]) -> tuple[int, ...]:
+def needless_rejects(
+    server: Server, trace: Sequence[Arrival], rejects: Mapping[int, str], *, watched: bool = False
+) -> tuple[int, ...]:
     """Return the rejects that could have been admitted with every deadline met."""
     found = []
     for index in rejects:
         admitted = [one for one in trace if one.index == index or one.index not in rejects]
-        if not play(server, admitted, deadlines=False, stop_when_late=True).rejects:
+        if not play(server, admitted, deadlines=watched, stop_when_late=True).rejects:
             found.append(index)
     return tuple(found)
 
