@@ -7,10 +7,12 @@ from openautoglm.engine.expected import AnswerLengths, guess_length
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Scheduler, Verdict
 
-# A choice that was started and is late at its end has wasted the time of all others, one that waits has not: what is
-# started is taken to be as long as all but a fifth of the answers, and only what is late even if short is given up.
-START_QUANTILE = 0.8
+# A choice that was started and is late at its end has wasted time. Where a queue waits for that time, what is started
+# is taken to be as long as all but a fifth of the answers, else as half of them. Given up is who is late even if short.
+QUEUE_QUANTILE = 0.8
+START_QUANTILE = 0.5
 GIVE_UP_QUANTILE = 0.1
+QUEUE_SEQUENCES = 4
 LEAST_ANSWERS = 8
 # How often waiting requests are looked through for those without hope, and how many at a time.
 SWEEP_SECONDS = 0.05
@@ -27,6 +29,7 @@ class DeadlineGate:
         self._now_seconds = self._sweep_seconds = 0.0
         self._sweep_position = 0
         self._beside: Beside | None = None
+        self._quantile = START_QUANTILE
         self.costs = StepCosts()
 
     @property
@@ -60,6 +63,7 @@ class DeadlineGate:
         """
         self._now_seconds = now_seconds
         self._beside = None
+        self._quantile = QUEUE_QUANTILE if len(self._scheduler.waiting) > QUEUE_SEQUENCES else START_QUANTILE
         found = self._queue.expired(now_seconds)
         if now_seconds >= self._sweep_seconds:
             self._sweep_seconds = now_seconds + SWEEP_SECONDS
@@ -105,7 +109,7 @@ class DeadlineGate:
         return [request for request in requests.values() if self.hopeless(request, now_seconds)]
 
     def _guess(self, sequence: Sequence) -> int:
-        expected = self._expect(sequence, START_QUANTILE)
+        expected = self._expect(sequence, self._quantile)
         return guess_length(sequence.num_generated, sequence.request.max_new_tokens) if expected is None else expected
 
     def _expect(self, sequence: Sequence, quantile: float) -> int | None:
