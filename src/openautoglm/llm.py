@@ -10,8 +10,8 @@ Calls from several threads share the engine's batches: whoever holds the lock st
 
 from __future__ import annotations
 
-import threading
 import uuid
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,9 @@ from typing import TypeGuard, Unpack, cast
 
 from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.record import MemoryReport
+from openautoglm.engine.turns import EngineTurns
+from openautoglm.engine.watch import MemoryWatch
 from openautoglm.errors import EngineError, InvalidRequestError, OverloadedError
 from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
@@ -49,11 +52,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """The answer to one prompt: `n` choices."""
+    """The answer to one prompt: `n` choices. `rungs` names what the memory ladder did to it, mildest first."""
 
     prompt_tokens: int
     cached_tokens: int
     choices: tuple[Choice, ...]
+    rungs: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -70,7 +74,8 @@ class LLM:
     """A loaded model. Close it, or use it in a `with` block, to give its memory back.
 
     `cache` is the directory of packed weights of earlier loads, "off", or None for the user's default. `strict` raises
-    `DowngradeError` where the load would do anything differently than asked; else `notices` tells.
+    `DowngradeError` where the load would do anything differently than asked; else `notices` tells. A thread looks at
+    memory, and the ladder acts between steps; see `memory`.
     """
 
     def __init__(
@@ -106,7 +111,12 @@ class LLM:
 
     def _start(self, opened: OpenedEngine) -> None:
         self._opened = opened
-        self._lock = threading.Lock()
+        self._turns = EngineTurns()
+        self._lock = self._turns.lock
+        self._watch = MemoryWatch(opened.memory.ladder, opened.memory.probe, self._turns.call)
+        # The thread knows the engine, not this object: one that is dropped without being closed ends it.
+        self._stop_watching = weakref.finalize(self, self._watch.stop)
+        self._watch.start()
         self._events: dict[str, deque[GenerationEvent]] = {}
         self._template: ChatTemplate | None = None
         self._closed = False
@@ -194,7 +204,20 @@ class LLM:
     def engine_status(self) -> EngineStatus:
         """Return the engine's counters and gauges."""
         with self._lock:
-            return self._opened.engine.status()
+            return self._watch.complete(self._opened.engine.status())
+
+    def memory(self, budget_bytes: int | None = None) -> MemoryReport:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first, met between two steps.
+
+        Raises `InvalidRequestError` for a budget that leaves the KV cache no block. What the process had taken before
+        the load is not counted.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineError("this LLM is closed: open a new one")
+            if budget_bytes is not None:
+                self._watch.ladder.set_budget(budget_bytes)
+            return self._watch.ladder.report(self._watch.signals)
 
     def render_chat(self, messages: Sequence[Message], **template_variables: object) -> tuple[int, ...]:
         """Return the token ids of a conversation with the assistant's turn opened."""
@@ -205,6 +228,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the model's memory and threads; safe to call twice."""
+        self._stop_watching()
         with self._lock:
             if self._closed:
                 return
@@ -268,6 +292,7 @@ class LLM:
                 while not waiting:
                     if self._closed:
                         raise EngineError("this LLM was closed while the request ran")
+                    self._turns.run_calls()
                     for event in self._opened.engine.step():
                         if event.request_id in self._events:
                             self._events[event.request_id].append(event)
@@ -322,18 +347,20 @@ def _conversation(messages: object) -> Sequence[Message]:
 
 def _collect(events: Iterator[GenerationEvent]) -> Completion:
     partial: defaultdict[int, _PartialChoice] = defaultdict(_PartialChoice)
+    rungs: tuple[str, ...] = ()
     for event in events:
         choice = partial[event.choice]
         choice.text.append(event.text)
         choice.tokens.extend(event.tokens)
         choice.logprobs.extend(event.logprobs)
         choice.last = event
+        rungs = rungs if event.record is None else event.record.rungs
         if event.finish_reason == "error":
             raise EngineError(event.error or "the request failed")
     choices = tuple(_finished(index, partial[index]) for index in sorted(partial))
     last = partial[0].last
     assert last is not None
-    return Completion(prompt_tokens=last.prompt_tokens, cached_tokens=last.cached_tokens, choices=choices)
+    return Completion(prompt_tokens=last.prompt_tokens, cached_tokens=last.cached_tokens, choices=choices, rungs=rungs)
 
 
 def _finished(index: int, choice: _PartialChoice) -> Choice:

@@ -86,7 +86,10 @@ def test_the_text_says_what_the_record_holds() -> None:
         assert part in text, text
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 99), st.booleans()), min_size=6, max_size=60), st.integers(900, 2500))
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 99), st.booleans()), min_size=6, max_size=60),
+    st.integers(900, 2500),
+)
 def test_the_history_keeps_the_last_used_within_its_bytes(actions: list[tuple[int, int, bool]], max_bytes: int) -> None:
     """Against a list of (name, record), the last used at the end, whose sizes are counted anew each time."""
     history, kept = RequestHistory(max_bytes), []

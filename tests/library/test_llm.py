@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 import openautoglm
 from openautoglm import LLM, SamplingParams
-from openautoglm.errors import ConfigError, ContextOverflowError, DoesNotFitError, EngineError, InvalidRequestError
+from openautoglm.errors import (
+    ConfigError,
+    ContextOverflowError,
+    DoesNotFitError,
+    EngineError,
+    InvalidRequestError,
+    MemoryPressureError,
+)
+from openautoglm.spec.pressure import Room
+from openautoglm.units import GIB, MIB
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 PROMPTS = ["def main():", "import os\n", "class Shape:\n    def area(self"]
@@ -155,3 +167,84 @@ def test_plan_is_what_the_model_was_loaded_with(llm: LLM):
 def test_the_receipt_accounts_for_memory(llm: LLM):
     for word in ("planned", "measured", "unaccounted"):
         assert word in llm.receipt
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_memory_is_watched_and_its_loss_changes_no_token():
+    sampling = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    prompts = [list(range(100 + 40 * index, 130 + 40 * index)) for index in range(8)]
+    with LLM("demo", quant="int8", context=512, concurrency=8) as model:
+        calm = model.generate(prompts, sampling)
+        assert all(done.rungs == () for done in calm)
+        report = model.memory()
+        assert report.rung == "none"
+        assert report.tree_bytes <= report.budget_bytes == report.planned_bytes
+        probe = model._watch._probe
+        look = probe.sample
+        # Another process takes nearly all of the machine, as far as the probe tells; all else is real.
+        tight = Room(source="machine", limit_bytes=GIB, left_bytes=MIB)
+        probe.sample = lambda budget: replace(look(budget), rooms=(tight,))
+        wait_for(lambda: model.memory().rung == "refuse")
+        with pytest.raises(MemoryPressureError):
+            model.generate(prompts, sampling)
+        assert model.memory().pool_blocks < report.pool_blocks
+        probe.sample = look
+        wait_for(lambda: model.memory().rung == "none" and model.memory().pool_blocks == report.pool_blocks)
+        assert [one.choices for one in model.generate(prompts, sampling)] == [one.choices for one in calm]
+        assert model.engine_status().rung_transitions["refuse"] == 1
+
+
+def test_pressure_in_the_middle_of_requests_reaches_them():
+    sampling = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+    prompts = [list(range(100 + 40 * index, 130 + 40 * index)) for index in range(8)]
+    with LLM("demo", quant="int8", context=512, concurrency=8) as model:
+        calm = model.generate(prompts, sampling)
+        probe = model._watch._probe
+        look = probe.sample
+        tight = Room(source="machine", limit_bytes=GIB, left_bytes=MIB)
+
+        def squeeze() -> None:
+            wait_for(lambda: model.engine_status().num_running == 8)
+            probe.sample = lambda budget: replace(look(budget), rooms=(tight,))
+            wait_for(lambda: model.engine_status().rung_transitions["preempt"] > 0)
+            probe.sample = look
+
+        squeezing = threading.Thread(target=squeeze)
+        squeezing.start()
+        pressed = model.generate(prompts, sampling)
+        squeezing.join()
+    assert [one.choices for one in pressed] == [one.choices for one in calm]
+    assert any("preempt" in one.rungs for one in pressed)
+
+
+def test_a_budget_can_be_announced_to_the_library():
+    with LLM("demo", quant="int8", context=512, concurrency=4) as model:
+        before = model.memory()
+        breakdown = model.plan.breakdown
+        least = breakdown.total_bytes - breakdown.kv_bytes + 8 * before.block_bytes
+        after = model.memory(least)
+        assert after.budget_bytes == least
+        assert after.pool_blocks == 8 < before.pool_blocks
+        with pytest.raises(InvalidRequestError, match="at least"):
+            model.memory(1)
+        assert model.memory(before.budget_bytes).pool_blocks == before.pool_blocks
+    with pytest.raises(EngineError, match="closed"):
+        model.memory()
+
+
+def test_a_model_that_is_dropped_ends_its_thread():
+    def watching() -> int:
+        return sum(thread.name == "openautoglm-memory" for thread in threading.enumerate())
+
+    before = watching()
+    model = LLM("demo", quant="int8", context=128, concurrency=1)
+    assert watching() == before + 1
+    del model
+    gc.collect()
+    assert watching() == before

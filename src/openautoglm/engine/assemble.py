@@ -72,7 +72,7 @@ class Prepared:
 class OpenedEngine:
     """A loaded model. Closing `engine` frees it. `ledger` is the budget with what is charged to it.
 
-    `memory` is for whoever runs the engine in a thread: its ladder acts between steps.
+    `memory` is for whoever steps the engine: its ladder acts between steps.
     """
 
     engine: Engine
@@ -163,17 +163,19 @@ def open_engine(
         default_sampling=default_sampling(defaults),
         description=_description(engine, executor, prepared, measured, notices),
         ledger=ledger,
-        memory=_memory(prepared, engine, executor, ledger, tree),
+        memory=_memory(prepared, engine, executor, ledger, tree, runtime_bytes),
     )
 
 
 def _memory(
-    prepared: Prepared, engine: Engine, executor: NativeExecutor, ledger: Ledger, tree: int | None
+    prepared: Prepared, engine: Engine, executor: NativeExecutor, ledger: Ledger, tree: int | None, runtime_bytes: int
 ) -> EngineMemory:
     options, plan = prepared.options, prepared.plan
+    # What a library's caller took before the load is its own business; what it takes later competes with the model.
+    caller_bytes = 0 if options.server else max(0, runtime_bytes - plan.breakdown.runtime_bytes)
     return EngineMemory(
         ladder=_ladder(engine, executor, plan, ledger),
-        probe=PressureProbe(tree),
+        probe=PressureProbe(tree, caller_bytes=caller_bytes),
         accounts=lambda: engine_accounts(engine, executor, ledger, plan, server=options.server),
         watchdog=options.watchdog,
         files=ReportFiles(report_directory(options.watchdog.directory, os.environ), "engine"),

@@ -31,12 +31,19 @@ class PressureProbe:
     """Samples the memory of the process tree under `pid` (this process by default); one thread only.
 
     The control groups are those of this process when the probe is made. `sample` costs some tens of microseconds, and
-    every CALIBRATION_SECONDS a walk over the tree's page tables.
+    every CALIBRATION_SECONDS a walk over the tree's page tables. `caller_bytes` of the tree are not the budget's: what
+    a program that uses the library had taken before.
     """
 
     def __init__(
-        self, pid: int | None = None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
+        self,
+        pid: int | None = None,
+        *,
+        caller_bytes: int = 0,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._caller_bytes = caller_bytes
         self._pid = os.getpid() if pid is None else pid
         self._root = root
         self._clock = clock
@@ -54,7 +61,7 @@ class PressureProbe:
         now = self._clock()
         if now - self._calibrated_seconds >= CALIBRATION_SECONDS:
             self._calibrate(now)
-        tree_bytes = max(0, self._resident_bytes() + self._correction_bytes)
+        tree_bytes = max(0, self._resident_bytes() + self._correction_bytes - self._caller_bytes)
         rooms = [Room(source="budget", limit_bytes=budget_bytes, left_bytes=budget_bytes - tree_bytes)]
         rooms.extend(self._machine_room())
         announced: list[int] = []
