@@ -104,7 +104,7 @@ def test_needless_is_what_could_have_been_admitted() -> None:
     # Not even alone.
     assert needless_rejects(SERVER, [arrival(0, deadline=5.0)], {0: "told"}) == ()
     # The watched engine lets the second wait for the first.
-    patient = [arrival(0, answer=6, deadline=9.8), arrival(1, seconds=2.0, answer=6, deadline=1000.0)]
+    patient = [arrival(0, answer=6, deadline=10.2), arrival(1, seconds=2.0, answer=6, deadline=1000.0)]
     warm = [arrival(9 + index, seconds=-1000.0 + 20 * index, answer=6) for index in range(12)]
     shifted = [replace(one, seconds=one.seconds + 1000.0) for one in (*warm, *patient)]
     assert needless_rejects(SERVER, shifted, {1: "told"}) == ()
