@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -56,7 +57,31 @@ class MemoryGroup:
 
     def start(self, arguments: list[str], **kwargs: object) -> subprocess.Popen[str]:
         """Start a command inside the group from its first instruction on."""
-        return subprocess.Popen(arguments, preexec_fn=self._entry(), text=True, **kwargs)
+        return subprocess.Popen(arguments, preexec_fn=self._entry(), **kwargs)
+
+    def limit(self, limit_bytes: int, *, seconds: float) -> int:
+        """Change the hard limit; return how often the kernel refused it before (v1: EBUSY while usage is above it).
+
+        Raises `TimeoutError` when the usage stays above it.
+        """
+        deadline, num_refused = time.monotonic() + seconds, 0
+        while True:
+            try:
+                # v2 accepts any limit at once, and kills for it: there, the usage must be below it before.
+                if self._v1 or self.used_bytes() <= limit_bytes:
+                    self._write("memory.limit_in_bytes" if self._v1 else "memory.max", limit_bytes)
+                    return num_refused
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            num_refused += 1
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.used_bytes()} bytes are in use, above {limit_bytes}, for {seconds:g} s")
+            time.sleep(0.05)
+
+    def used_bytes(self) -> int:
+        """What is charged now (page cache counts)."""
+        return int((self.path / ("memory.usage_in_bytes" if self._v1 else "memory.current")).read_text())
 
     def _entry(self) -> Callable[[], None]:
         procs = str(self.path / "cgroup.procs")

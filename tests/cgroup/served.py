@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import openautoglm
+from openautoglm.engine.assemble import prepare
+from openautoglm.engine.options import EngineOptions
 from openautoglm.probe.process_memory import measure_process_memory
+from openautoglm.spec.formats import NumberFormat
+from openautoglm.spec.goal import Goal
+from overload.server import running_server
 from tests.cgroup.memory_group import MemoryGroup
 
 SAMPLER = Path(__file__).with_name("demand.py")
 SAMPLE_SECONDS = 0.01
 PSS_SECONDS = 0.5
-START_SECONDS = 120
 
 
 @dataclass
@@ -37,6 +39,13 @@ class Served:
     pss_bytes: int = 0
     num_pss_samples: int = 0
     log: list[str] = field(default_factory=list)
+
+
+def planned_bytes(model: str, *, context: int, concurrency: int, quant: str, kv: str) -> int:
+    """What `serve` would plan with all the memory in the world: peak and headroom."""
+    formats = {"quant": NumberFormat(quant), "kv": NumberFormat(kv)}
+    goal = Goal(context_tokens=context, concurrency=concurrency, **formats)
+    return prepare(EngineOptions(model=model, goal=goal, server=True)).plan.breakdown.total_bytes
 
 
 def evict(directory: Path) -> None:
@@ -56,45 +65,35 @@ def served(model: str, *arguments: str, limit_bytes: int) -> Iterator[Served]:
     evict(Path(openautoglm.__file__).parent)
     if Path(model).is_dir():
         evict(Path(model))
-    command = [sys.executable, "-m", "openautoglm", "serve", model, "--port", "0", "--no-cache", *arguments]
-    with MemoryGroup(limit_bytes) as group:
-        process = group.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        sampler = subprocess.Popen(
-            [sys.executable, str(SAMPLER), str(group.path), str(SAMPLE_SECONDS)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        log: list[str] = []
-        reading = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
-        reading.start()
+    with (
+        MemoryGroup(limit_bytes) as group,
+        running_server(model, "--no-cache", *arguments, start=group.start) as server,
+        _sampled(group) as sampled,
+    ):
+        running = Served(server.url, server.process, group, log=server.log)
         stop = threading.Event()
+        watching = threading.Thread(target=_watch_pss, args=(running, stop))
+        watching.start()
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            assert line.startswith("serving"), (line, log)
-            running = Served(line.split()[-1].removesuffix("/v1"), process, group, log=log)
-            watching = threading.Thread(target=_watch_pss, args=(running, stop))
-            watching.start()
-            try:
-                yield running
-            finally:
-                stop.set()
-                watching.join()
-            sampled = json.loads(sampler.communicate("end\n")[0])
-            running.demand_bytes = sampled["demand_bytes"]
-            running.num_samples = sampled["num_samples"]
-            running.longest_pause_seconds = sampled["longest_pause_seconds"]
+            yield running
+        finally:
+            stop.set()
+            watching.join()
+        measured = json.loads(sampled.communicate("end\n")[0])
+        running.demand_bytes = measured["demand_bytes"]
+        running.num_samples = measured["num_samples"]
+        running.longest_pause_seconds = measured["longest_pause_seconds"]
+
+
+@contextlib.contextmanager
+def _sampled(group: MemoryGroup) -> Iterator[subprocess.Popen[str]]:
+    """Sample the group's demand until the block ends."""
+    command = [sys.executable, str(SAMPLER), str(group.path), str(SAMPLE_SECONDS)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sampler:
+        try:
+            yield sampler
         finally:
             sampler.kill()
-            sampler.wait()
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            reading.join(5)
-            for pipe in (process.stdout, process.stderr, sampler.stdout, sampler.stdin):
-                if pipe is not None:
-                    pipe.close()
 
 
 def _watch_pss(running: Served, stop: threading.Event) -> None:
@@ -102,21 +101,3 @@ def _watch_pss(running: Served, stop: threading.Event) -> None:
     while not stop.wait(PSS_SECONDS):
         running.pss_bytes = max(running.pss_bytes, measure_process_memory(running.process.pid).pss_bytes)
         running.num_pss_samples += 1
-
-
-def wait_until_idle(url: str, seconds: float = 60.0) -> dict[str, float]:
-    """Wait until no request runs or waits; return the metrics then, by name (labels summed)."""
-    import httpx
-
-    deadline = time.monotonic() + seconds
-    while True:
-        metrics: dict[str, float] = {}
-        for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines():
-            if not line.startswith("#"):
-                name, _, value = line.rpartition(" ")
-                key = name.partition("{")[0] + ("" if "state=" not in name else ":" + name.split('state="')[1][:4])
-                metrics[key] = metrics.get(key, 0.0) + float(value)
-        if metrics.get("vllm:num_requests_running") == 0 and metrics.get("vllm:num_requests_waiting") == 0:
-            return metrics
-        assert time.monotonic() < deadline, "requests are still running"
-        time.sleep(0.2)
