@@ -153,17 +153,19 @@ def overload(
     disconnect_share: float = 0.0,
     bad_share: float = 0.0,
     most_new_tokens: int = MOST_NEW_TOKENS,
+    stop: threading.Event | None = None,
     seed: int = 1,
 ) -> Outcome:
-    """Let clients ask one request after the other, without a pause, until time or requests are over."""
+    """Let clients ask one request after the other, until time or requests are over, or `stop` is set."""
     outcome, end = Outcome(), time.monotonic() + seconds
+    stop = threading.Event() if stop is None else stop
     left = threading.Semaphore(1 << 30 if num_requests is None else num_requests)
 
     def client(index: int) -> None:
         draw = random.Random(seed * 1000 + index)
         # A client of its own: each has its connection, and leaves with it.
         with httpx.Client(base_url=url, timeout=120) as http:
-            while time.monotonic() < end and left.acquire(blocking=False):
+            while time.monotonic() < end and not stop.is_set() and left.acquire(blocking=False):
                 if draw.random() < bad_share:
                     _ask_badly(http, draw, outcome)
                 else:

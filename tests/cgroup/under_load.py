@@ -1,0 +1,80 @@
+"""What tests do to a server under load: ask it beside its clients, compare answers, look at its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+
+from overload.clients import Outcome, overload
+
+CONTEXT, CONCURRENCY, QUANT, KV = 512, 14, "int8", "bf16"
+ADMIN_KEY = "admin-of-the-test"
+SETTINGS = ("--context", str(CONTEXT), "--concurrency", str(CONCURRENCY), "--max-running", "8", "--max-queued", "24",
+            "--quant", QUANT, "--kv", KV, "--admin-key", ADMIN_KEY)  # fmt: skip
+NUM_CLIENTS, MOST_NEW_TOKENS = 24, 24
+PROMPTS = [[300 + 7 * index + step for step in range(40 * index + 20)] for index in range(4)]
+_HEADERS = {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+def ask(url: str, prompt: list[int], max_tokens: int) -> dict[str, object]:
+    """Return the greedy answer to a prompt; who is refused with a type asks again."""
+    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    while True:
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
+        found: dict[str, object] = answer.json()
+        if answer.status_code == 200:
+            return found
+        assert answer.status_code in (429, 503), answer.text
+        assert found["error"]["type"]  # type: ignore[index]
+        time.sleep(0.1)
+
+
+def answers(url: str) -> list[object]:
+    """Return greedy answers to fixed prompts: what must not change, whatever the memory."""
+    return [ask(url, prompt, 12)["choices"] for prompt in PROMPTS]
+
+
+@contextlib.contextmanager
+def loaded(url: str) -> Iterator[list[Outcome]]:
+    """Ask more than the server can do while the block runs; the list has the outcome after it."""
+    outcomes: list[Outcome] = []
+    stop = threading.Event()
+
+    def ask_all() -> None:
+        outcomes.append(
+            overload(
+                url, num_clients=NUM_CLIENTS, context_tokens=CONTEXT, most_new_tokens=MOST_NEW_TOKENS, stop=stop
+            )
+        )
+
+    clients = threading.Thread(target=ask_all)
+    clients.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        clients.join()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until `condition()` holds; return the seconds that it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begin + seconds, what
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def memory(url: str, announced_bytes: int | None = None) -> dict[str, object]:
+    """Return what the server says of its memory, after a new budget was announced to it, if one is."""
+    if announced_bytes is None:
+        answer = httpx.get(f"{url}/admin/memory", headers=_HEADERS, timeout=30)
+    else:
+        answer = httpx.post(f"{url}/admin/memory", headers=_HEADERS, json={"memory": announced_bytes}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    report: dict[str, object] = answer.json()
+    return report
