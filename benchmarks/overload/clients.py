@@ -50,11 +50,15 @@ _BAD_REQUESTS: tuple[tuple[str, bytes], ...] = (
 
 @dataclass
 class Outcome:
-    """What came back: statuses, and whatever was neither an answer nor a typed refusal."""
+    """What came back: statuses, and whatever was neither an answer nor a typed refusal.
+
+    `touched` are ids of whole answers that say that the memory ladder touched them.
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    touched: list[str] = field(default_factory=list)
 
 
 def make_request(
@@ -96,8 +100,12 @@ def _check(response: httpx.Response, text: str, *, stream: bool, outcome: Outcom
         events = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
         if not events or (events[-1] != "[DONE]" and "type" not in json.loads(events[-1]).get("error", {})):
             outcome.faults.append(f"a stream ended with {events[-1:]}")
-    elif any(choice["finish_reason"] not in ("stop", "length") for choice in json.loads(text)["choices"]):
-        outcome.faults.append(f"unfinished: {text[:300]}")
+    else:
+        answer = json.loads(text)
+        if any(choice["finish_reason"] not in ("stop", "length") for choice in answer["choices"]):
+            outcome.faults.append(f"unfinished: {text[:300]}")
+        if "requests" in answer.get("openautoglm", {}):
+            outcome.touched.append(answer["id"])
 
 
 def _ask(

@@ -1,4 +1,4 @@
-"""Takes memory and keeps it: `hog.py BYTES SECONDS` takes BYTES evenly over SECONDS, then waits for its input to end."""
+"""Takes memory and keeps it: `hog.py BYTES SECONDS` takes it evenly over SECONDS, then waits until its input ends."""
 
 from __future__ import annotations
 

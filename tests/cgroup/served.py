@@ -41,10 +41,9 @@ class Served:
     log: list[str] = field(default_factory=list)
 
 
-def planned_bytes(model: str, *, context: int, concurrency: int, quant: str, kv: str) -> int:
-    """What `serve` would plan with all the memory in the world: peak and headroom."""
-    formats = {"quant": NumberFormat(quant), "kv": NumberFormat(kv)}
-    goal = Goal(context_tokens=context, concurrency=concurrency, **formats)
+def planned_bytes(model: str, *, quant: str, kv: str, **sizes: int) -> int:
+    """What `serve` would plan for these settings with all the memory in the world: peak and headroom."""
+    goal = Goal(quant=NumberFormat(quant), kv=NumberFormat(kv), **sizes)
     return prepare(EngineOptions(model=model, goal=goal, server=True)).plan.breakdown.total_bytes
 
 

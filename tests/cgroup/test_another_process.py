@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,26 +13,15 @@ import pytest
 
 from overload.server import read_metrics, wait_until_idle
 from tests.cgroup.memory_group import MemoryGroup
-from tests.cgroup.served import Served, planned_bytes, served
-from tests.cgroup.under_load import (
-    CONCURRENCY,
-    CONTEXT,
-    KV,
-    PROMPTS,
-    QUANT,
-    SETTINGS,
-    answers,
-    ask,
-    loaded,
-    memory,
-    wait_until,
-)
+from tests.cgroup.served import served
+from tests.cgroup.under_load import SETTINGS, answers, loaded, memory, planned_budget, wait_until
 
 pytestmark = pytest.mark.cgroup
 
 HOG = Path(__file__).with_name("hog.py")
 SHARE = 0.30
-TAKING_SECONDS = 3.0
+# A step of 128 tokens must end while the headroom lasts, also on a busy machine.
+TAKING_SECONDS = 8.0
 RECOVERY_SECONDS = 30.0
 
 
@@ -51,15 +39,15 @@ def hog(group: MemoryGroup, num_bytes: int) -> Iterator[None]:
 
 def test_a_hog_costs_rungs_and_nothing_else(wide_model: Path):
     model = str(wide_model)
-    budget = planned_bytes(model, context=CONTEXT, concurrency=CONCURRENCY, quant=QUANT, kv=KV)
+    budget = planned_budget(model)
     with served(model, *SETTINGS, "--memory", str(budget), limit_bytes=budget) as running:
         before = answers(running.url)
         planned = memory(running.url)["pool_blocks"]
         with loaded(running.url) as outcomes:
-            wait_until(lambda: running.group.used_bytes() > 0.8 * budget, 60, "the pool does not fill")
+            wait_until(lambda: memory(running.url)["tree_bytes"] > 0.8 * budget, 60, "the pool does not fill")
             with hog(running.group, int(SHARE * budget)):
-                check_rungs(running)
-                assert memory(running.url)["pool_blocks"] < planned
+                # Libraries that others have mapped are charged to those: the tree may take a little more than the rest.
+                assert memory(running.url)["tree_bytes"] < (1 - SHARE + 0.05) * budget
                 assert answers(running.url) == before
         assert outcomes[0].faults == []
         assert outcomes[0].statuses[200] >= 10
@@ -67,19 +55,10 @@ def test_a_hog_costs_rungs_and_nothing_else(wide_model: Path):
         wait_until(lambda: memory(running.url)["rung"] == "none", RECOVERY_SECONDS, "the ladder stays")
         wait_until(lambda: memory(running.url)["pool_blocks"] == planned, RECOVERY_SECONDS, "the pool stays small")
         assert answers(running.url) == before
+        assert read_metrics(running.url)["openautoglm_ladder_rung_transitions_total:drop_prefix"] >= 1
+        explained = httpx.get(f"{running.url}/v1/requests/{outcomes[0].touched[-1]}/explain", timeout=30).json()
+        assert "drop_prefix" in explained["requests"][0]["rungs"]
         assert running.group.num_kills() == 0
         assert running.process.poll() is None
-    assert any("memory ladder: leaves drop_prefix" in line for line in running.log)
-
-
-def check_rungs(running: Served) -> None:
-    """Check that metrics, the log, an answer and its explanation tell of the ladder."""
-    print("".join(running.log[-30:]), read_metrics(running.url))
-    assert read_metrics(running.url)["openautoglm_ladder_rung_transitions_total:drop_prefix"] >= 1
-    assert any("memory ladder: enters drop_prefix" in line for line in running.log)
-    deadline = time.monotonic() + RECOVERY_SECONDS
-    while "requests" not in (answer := ask(running.url, PROMPTS[3], 4)).get("openautoglm", {}):
-        assert time.monotonic() < deadline, "no answer tells of the ladder"
-    told = answer["openautoglm"]["requests"]
-    explained = httpx.get(f"{running.url}/v1/requests/{answer['id']}/explain", timeout=30).json()["requests"]
-    assert explained[0]["rungs"] == told[0]["rungs"] != []
+    for what in ("enters", "leaves"):
+        assert any(f"memory ladder: {what} drop_prefix" in line for line in running.log)

@@ -62,7 +62,7 @@ def report(running: Served, outcome: Outcome, budget_bytes: int) -> None:
 
 def prove(model: str, seconds: float, *, room: int, quant: str = "int8") -> None:
     """Overload a server whose budget is exactly its plan, in a group of `room` times as much."""
-    budget = planned_bytes(model, context=CONTEXT, concurrency=CONCURRENCY, quant=quant, kv="bf16")
+    budget = planned_bytes(model, quant=quant, kv="bf16", context_tokens=CONTEXT, concurrency=CONCURRENCY)
     run_overloaded(model, quant, seconds, limit_bytes=room * budget, budget_bytes=budget)
 
 

@@ -12,17 +12,8 @@ from pathlib import Path
 import pytest
 
 from overload.server import wait_until_idle
-from tests.cgroup.served import Served, planned_bytes, served
-from tests.cgroup.under_load import (
-    CONTEXT,
-    KV,
-    QUANT,
-    SETTINGS,
-    answers,
-    loaded,
-    memory,
-    wait_until,
-)
+from tests.cgroup.served import Served, served
+from tests.cgroup.under_load import CONCURRENCY, SETTINGS, answers, loaded, memory, planned_budget, wait_until
 
 pytestmark = pytest.mark.cgroup
 
@@ -81,8 +72,8 @@ def check_resizes(model: str, concurrency: int, *, big: int, small: int, pause_s
 
 
 def test_budget_and_limit_halved_and_doubled_twenty_times(wide_model: Path):
-    big = planned_bytes(str(wide_model), context=CONTEXT, concurrency=14, quant=QUANT, kv=KV)
-    check_resizes(str(wide_model), 14, big=big, small=big // 2, pause_seconds=0.3)
+    big = planned_budget(str(wide_model))
+    check_resizes(str(wide_model), CONCURRENCY, big=big, small=big // 2, pause_seconds=0.3)
 
 
 @pytest.mark.long

@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 import httpx
 
 from overload.clients import Outcome, overload
+from tests.cgroup.served import planned_bytes
 
-CONTEXT, CONCURRENCY, QUANT, KV = 512, 14, "int8", "bf16"
+CONTEXT, CONCURRENCY, CHUNK, QUANT, KV = 512, 14, 128, "int8", "bf16"
 ADMIN_KEY = "admin-of-the-test"
 SETTINGS = ("--context", str(CONTEXT), "--concurrency", str(CONCURRENCY), "--max-running", "8", "--max-queued", "24",
-            "--quant", QUANT, "--kv", KV, "--admin-key", ADMIN_KEY)  # fmt: skip
+            "--quant", QUANT, "--kv", KV, "--chunk", str(CHUNK), "--admin-key", ADMIN_KEY)  # fmt: skip
 NUM_CLIENTS, MOST_NEW_TOKENS = 24, 24
 PROMPTS = [[300 + 7 * index + step for step in range(40 * index + 20)] for index in range(4)]
 _HEADERS = {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+def planned_budget(model: str) -> int:
+    """The least budget of a server with these settings: the pool is most of it."""
+    return planned_bytes(model, quant=QUANT, kv=KV, context_tokens=CONTEXT, concurrency=CONCURRENCY, chunk_tokens=CHUNK)
 
 
 def ask(url: str, prompt: list[int], max_tokens: int) -> dict[str, object]:
@@ -46,9 +52,7 @@ def loaded(url: str) -> Iterator[list[Outcome]]:
 
     def ask_all() -> None:
         outcomes.append(
-            overload(
-                url, num_clients=NUM_CLIENTS, context_tokens=CONTEXT, most_new_tokens=MOST_NEW_TOKENS, stop=stop
-            )
+            overload(url, num_clients=NUM_CLIENTS, context_tokens=CONTEXT, most_new_tokens=MOST_NEW_TOKENS, stop=stop)
         )
 
     clients = threading.Thread(target=ask_all)

@@ -159,6 +159,11 @@ class Ladder:
             stalled_share=signals.stalled_share,
         )
 
+    def steps(self) -> tuple[int, float]:
+        """Return how many steps the engine has computed, and their seconds; another thread may ask."""
+        status = self._engine.status()
+        return status.num_steps, status.step_seconds
+
     def transition_labels(self) -> dict[str, int]:
         """Return how often each rung was entered, by name."""
         return {rung.label: self.transitions[rung] for rung in Rung if rung is not Rung.NONE}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from openautoglm.engine.report_files import ReportFiles
 from openautoglm.engine.watchdog import Accounts
 from openautoglm.log import get_logger
 from openautoglm.memory.allocations import AllocationTrace
-from openautoglm.memory.pressure import byte_level
+from openautoglm.memory.pressure import Trend, byte_level
 from openautoglm.probe.pressure import PressureProbe
-from openautoglm.spec.pressure import MemorySignals, Rung
+from openautoglm.spec.pressure import Rung
 from openautoglm.spec.watchdog import WatchdogOptions
 
 _log = get_logger(__name__)
@@ -25,6 +26,7 @@ _log = get_logger(__name__)
 CALM_SECONDS = 0.1
 # Under pressure another process may take hundreds of MiB in a tenth of a second.
 TENSE_SECONDS = 0.02
+MAX_HORIZON_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,9 @@ class EngineMemory:
 class MemoryWatch:
     """A thread that samples every CALM_SECONDS, every TENSE_SECONDS while a rung holds.
 
-    `call` runs a function in the engine's thread between two steps. An engine in a long step gets one call, not many.
+    `call` runs a function in the engine's thread between two steps. An engine in a long step gets one call, not many,
+    and that sees the newest look. As the ladder can act only when a step has ended, looks are projected that far: by
+    what others have lately been taking.
     """
 
     def __init__(
@@ -57,6 +61,10 @@ class MemoryWatch:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="openautoglm-memory", daemon=True)
         self.signals = probe.sample(ladder.budget_bytes)
+        self._projected = self.signals
+        self._trend = Trend()
+        self._steps = ladder.steps()
+        self._step_seconds = 0.0
 
     def start(self) -> None:
         """Start the thread."""
@@ -89,9 +97,17 @@ class MemoryWatch:
             except OSError as error:
                 _log.warning("memory cannot be watched now: %s", error)
                 continue
-            if (pending is None or pending.done()) and self.ladder.wants(signals):
-                pending = self._call(_bound(self.ladder, signals))
+            self._projected = self._trend.project(signals, time.monotonic(), self._horizon_seconds())
+            if (pending is None or pending.done()) and self.ladder.wants(self._projected):
+                pending = self._call(self._tick)
 
+    def _tick(self) -> None:
+        self.ladder.tick(self._projected)
 
-def _bound(ladder: Ladder, signals: MemorySignals) -> Callable[[], None]:
-    return lambda: ladder.tick(signals)
+    def _horizon_seconds(self) -> float:
+        """Return how long it may take until the ladder has acted: the step under way and one more, and a look."""
+        (before, seconds_before), (num_steps, seconds) = self._steps, self.ladder.steps()
+        if num_steps > before:
+            self._step_seconds = (seconds - seconds_before) / (num_steps - before)
+            self._steps = num_steps, seconds
+        return min(CALM_SECONDS + 2 * self._step_seconds, MAX_HORIZON_SECONDS)

@@ -12,7 +12,8 @@ Two pressures, each 0 when all is well and 1 when nothing is left:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from openautoglm.spec.pressure import MemorySignals, Room, Rung
@@ -102,6 +103,34 @@ def byte_level(signals: MemorySignals) -> float:
     if signals.stalled_share < STALL_BEGIN_SHARE:
         return level
     return max(level, min(MAX_STALL_LEVEL, STALL_BASE_LEVEL + signals.stalled_share))
+
+
+@dataclass(slots=True, kw_only=True)
+class Trend:
+    """How fast others take memory below each bound, over the looks of the last `window_seconds`.
+
+    What is left falls by what this process takes too, and that is bounded by its plan: only the rest is a trend.
+    """
+
+    window_seconds: float = 0.3
+    looks: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
+
+    def project(self, signals: MemorySignals, now_seconds: float, horizon_seconds: float) -> MemorySignals:
+        """Return the signals as they will be after `horizon_seconds`, if others go on as they do."""
+        taken = {room.source: room.limit_bytes - room.left_bytes - signals.tree_bytes for room in signals.rooms}
+        while len(self.looks) > 1 and self.looks[1][0] <= now_seconds - self.window_seconds:
+            self.looks.popleft()
+        self.looks.append((now_seconds, taken))
+        begin_seconds, before = self.looks[0]
+        if begin_seconds >= now_seconds:
+            return signals
+        share = horizon_seconds / (now_seconds - begin_seconds)
+        rises = {source: num_bytes - before.get(source, num_bytes) for source, num_bytes in taken.items()}
+        rooms = (
+            replace(room, left_bytes=room.left_bytes - int(max(0, rises[room.source]) * share))
+            for room in signals.rooms
+        )
+        return replace(signals, rooms=tuple(rooms))
 
 
 def block_level(*, num_live: int, num_blocks: int, num_spilled: int, num_preempted: int, num_refused: int) -> float:
