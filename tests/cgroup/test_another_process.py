@@ -14,7 +14,7 @@ import pytest
 from overload.server import read_metrics, wait_until_idle
 from tests.cgroup.memory_group import MemoryGroup
 from tests.cgroup.served import served
-from tests.cgroup.under_load import SETTINGS, answers, loaded, memory, planned_budget, wait_until
+from tests.cgroup.under_load import SETTINGS, answers, fill, loaded, memory, planned_budget, wait_until
 
 pytestmark = pytest.mark.cgroup
 
@@ -43,12 +43,12 @@ def test_a_hog_costs_rungs_and_nothing_else(wide_model: Path):
     with served(model, *SETTINGS, "--memory", str(budget), limit_bytes=budget) as running:
         before = answers(running.url)
         planned = memory(running.url)["pool_blocks"]
-        with loaded(running.url) as outcomes:
-            wait_until(lambda: memory(running.url)["tree_bytes"] > 0.8 * budget, 60, "the pool does not fill")
-            with hog(running.group, int(SHARE * budget)):
-                # Libraries that others have mapped are charged to those: the tree may take a little more than the rest.
-                assert memory(running.url)["tree_bytes"] < (1 - SHARE + 0.05) * budget
-                assert answers(running.url) == before
+        fill(running.url)
+        assert memory(running.url)["tree_bytes"] > 0.8 * budget
+        with loaded(running.url) as outcomes, hog(running.group, int(SHARE * budget)):
+            # Libraries that others have mapped are charged to those: the tree may take a little more than the rest.
+            assert memory(running.url)["tree_bytes"] < (1 - SHARE + 0.05) * budget
+            assert answers(running.url) == before
         assert outcomes[0].faults == []
         assert outcomes[0].statuses[200] >= 10
         wait_until_idle(running.url)

@@ -13,7 +13,7 @@ import pytest
 
 from overload.server import wait_until_idle
 from tests.cgroup.served import Served, served
-from tests.cgroup.under_load import CONCURRENCY, SETTINGS, answers, loaded, memory, planned_budget, wait_until
+from tests.cgroup.under_load import CONCURRENCY, SETTINGS, answers, fill, loaded, memory, planned_budget, wait_until
 
 pytestmark = pytest.mark.cgroup
 
@@ -53,10 +53,11 @@ def check_resizes(model: str, concurrency: int, *, big: int, small: int, pause_s
                 found.append(answers(running.url))
 
         asking = threading.Thread(target=compare)
+        # The first time the pool is full: what is in use must really go.
+        fill(running.url, concurrency)
+        assert running.group.used_bytes() > 0.8 * big
         with loaded(running.url) as outcomes:
             asking.start()
-            # The first time the pool is as full as it gets: what is in use must really go.
-            wait_until(lambda: running.group.used_bytes() > 0.8 * big, 120, "the pool does not fill")
             times = [resize(running, big=big, small=small, pause_seconds=pause_seconds) for _ in range(NUM_TIMES)]
             stop.set()
             asking.join()

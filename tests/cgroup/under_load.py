@@ -44,6 +44,12 @@ def answers(url: str) -> list[object]:
     return [ask(url, prompt, 12)["choices"] for prompt in PROMPTS]
 
 
+def fill(url: str, num_prompts: int = CONCURRENCY) -> None:
+    """Fill the pool with prefixes: prompts of nearly the whole context, of which no two begin alike."""
+    for first in range(num_prompts):
+        ask(url, [1000 + first, *range(300, 300 + CONTEXT - 20)], 1)
+
+
 @contextlib.contextmanager
 def loaded(url: str) -> Iterator[list[Outcome]]:
     """Ask more than the server can do while the block runs; the list has the outcome after it."""

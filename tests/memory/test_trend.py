@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openautoglm.memory.pressure import Trend
@@ -40,6 +40,7 @@ def test_what_others_take_goes_on():
     assert left(trend.project(signals, 1.25, 0.5)) == {"budget": LIMIT - 100 * MIB, "group": LIMIT - 180 * MIB}
 
 
+@settings(deadline=None)
 @given(own=st.lists(st.integers(0, 900 * MIB), min_size=2, max_size=10), others=st.integers(0, 100 * MIB))
 def test_own_growth_and_others_that_stay_are_no_trend(own: list[int], others: int):
     trend = Trend()
@@ -48,6 +49,7 @@ def test_own_growth_and_others_that_stay_are_no_trend(own: list[int], others: in
         assert trend.project(signals, index / 10, 3.0) == signals
 
 
+@settings(deadline=None)
 @given(others=st.lists(st.integers(0, 900 * MIB), min_size=2, max_size=10))
 def test_what_others_give_back_is_not_counted_before_it_is_there(others: list[int]):
     trend = Trend()
