@@ -101,7 +101,10 @@ class Ladder:
     def tick(self, signals: MemorySignals) -> None:
         """Take a look at memory into account: go down as far as it asks, or up one rung after some calm."""
         if signals.announced_bytes != self._announced_bytes:
+            num_blocks = self._engine.pool.num_blocks
             self._follow_announcement(signals.announced_bytes)
+            if self._engine.pool.num_blocks < num_blocks:
+                return  # this look is from before: the next one tells what is still missing
         now = self._clock()
         pressure = self._pressure = self._measure(signals)
         self._counted = self._counts()
