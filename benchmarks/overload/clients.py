@@ -25,6 +25,7 @@ ANSWERED = frozenset({200, 400, 413, 429, 503})
 REFUSED_AS_BAD = frozenset({400, 404, 405, 413, 415, 422})
 LEFT = 0  # counted in place of a status: the client was gone first
 MOST_NEW_TOKENS = 200
+PATIENCE_SECONDS = 300.0  # of a client that does not leave
 _PAUSE_SECONDS = 0.05  # before one who was refused asks again
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
 # (path, body): each is wrong in its own way.
@@ -118,7 +119,7 @@ def _ask(
 ) -> None:
     path, body = request
     # One whose answer is no stream hears nothing before its end: that client leaves by the clock.
-    patience_seconds = draw.uniform(0.01, 0.5) if leaves and not body["stream"] else 120.0
+    patience_seconds = draw.uniform(0.01, 0.5) if leaves and not body["stream"] else PATIENCE_SECONDS
     try:
         with client.stream("POST", path, json=body, timeout=patience_seconds) as response:
             if leaves and response.status_code == 200:
@@ -172,7 +173,7 @@ def overload(
     def client(index: int) -> None:
         draw = random.Random(seed * 1000 + index)
         # A client of its own: each has its connection, and leaves with it.
-        with httpx.Client(base_url=url, timeout=120) as http:
+        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as http:
             while time.monotonic() < end and not stop.is_set() and left.acquire(blocking=False):
                 if draw.random() < bad_share:
                     _ask_badly(http, draw, outcome)
