@@ -75,7 +75,7 @@ class AllocationTrace:
         return self._started_seconds is not None
 
     def start(self) -> None:
-        """Follow objects made from now on; one that runs goes on. Python code is up to twice as slow meanwhile.
+        """Follow objects made from now on; one that runs goes on. Python code is several times as slow meanwhile.
 
         Raises `OutOfMemoryError`, changing nothing, where the ledger has no room for it.
         """
