@@ -111,6 +111,14 @@ def test_a_cut_end_is_detected_with_every_head_that_was_not_sealed(tmp_path: Pat
     assert verify(file, KEY).faults
 
 
+def test_lines_of_another_log_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    file, other = write_log(tmp_path), write_log(tmp_path / "other")
+    lines, others = (one.read_bytes().splitlines(keepends=True) for one in (file, other))
+    file.write_bytes(b"".join([*lines[:3], others[3], *lines[4:]]))
+    assert "line 4: its seal does not fit" in verify(file, KEY).faults[0]
+
+
 def test_another_key_fits_nothing(tmp_path: Path) -> None:
     file = write_log(tmp_path)
     assert verify(file, KEY[::-1]).faults

@@ -98,6 +98,9 @@ def test_a_chinese_stream_is_not_held_back() -> None:
     assert [stream.push(character) for character in "你好，世界"] == list("你好，世界")
     assert stream.push("word ") == "word "
     assert stream.push("138") == ""
+    # The letter behind the space shows that the number has ended.
+    assert stream.push(" ") == ""
+    assert stream.push("a") == "138 "
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,8 @@ def test_a_chinese_stream_is_not_held_back() -> None:
 )
 def test_known_texts(text: str, expected: str) -> None:
     assert MASK.redact(text, Counter()) == expected
+    stream = MASK.stream(Counter())
+    assert "".join([*(stream.push(character) for character in text), stream.flush()]) == expected
 
 
 def test_modes() -> None:
