@@ -176,6 +176,19 @@ def test_a_piece_ends_at_the_strongest_boundary_of_its_last_part() -> None:
     assert pieces[-1].boundary is Boundary.END
 
 
+def test_a_block_is_cut_only_if_it_really_is_too_large() -> None:
+    class Overestimated(CountedTokens):
+        """Says of the whole document that it has twice the tokens that its parts have."""
+
+        def token_begins(self, text: str) -> array[int]:
+            return array("I", sorted([*range(len(text))] * 2))
+
+    block = "```\n" + "x = 1\n" * 8 + "```\n"
+    pieces = split_text(f"Before.\n\n{block}\nAfter.", Overestimated(), max_tokens=64)
+    assert len(block) < 64
+    assert not any(piece.broken for piece in pieces)
+
+
 def test_overlap_is_whole_sentences() -> None:
     document = "".join(f"Sentence {index} ends. " for index in range(20))
     pieces = split_text(document, CountedTokens(), max_tokens=100, overlap_tokens=45)
