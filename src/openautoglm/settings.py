@@ -190,6 +190,8 @@ SETTINGS = (
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),
     SettingSpec(name="admin_key", default=None, check=_text, help="Key for /admin.", secret=True),
     SettingSpec(name="metrics_key", default=None, check=_text, help="Key for /metrics.", secret=True),
+    SettingSpec(name="tls_cert", default=None, check=_text, help="File of the server's certificate, for TLS."),
+    SettingSpec(name="tls_key", default=None, check=_text, help="File of the certificate's key."),
     SettingSpec(name="keys_file", default=None, check=_text, help="File of API keys, made by `openautoglm keys`."),
     SettingSpec(name="redact", default="off", check=_one_of(*REDACT_MODES), help="What is done about private data."),
     SettingSpec(name="redact_kinds", default=None, check=_redact_kinds, help="Kinds of private data to look for."),

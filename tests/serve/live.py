@@ -25,6 +25,7 @@ from openautoglm.serve.listener import open_listener
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.privacy import Privacy, PrivacyOptions
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.web import Tls, uvicorn_config
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
@@ -102,6 +103,7 @@ def live_server(
     access: AccessOptions | None = None,
     privacy: PrivacyOptions | None = None,
     audit: AuditLog | None = None,
+    tls: Tls | None = None,
     **settings: object,
 ) -> Iterator[Live]:
     """Run a server until the block ends."""
@@ -123,7 +125,7 @@ def live_server(
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     app = create_app(context)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn_config(app, context.settings, tls)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
+
+from openautoglm.serve.listener import open_listener
 
 QUESTION: ChatCompletionUserMessageParam = {"role": "user", "content": "What does textwrap.dedent do?"}
 START_SECONDS = 120
@@ -62,23 +65,16 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    directory: Path, *arguments: str, environment: dict[str, str] | None = None, options: tuple[str, ...] = ()
+    directory: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    options: tuple[str, ...] = (),
+    port: int = 0,
 ) -> Iterator[Server]:
-    """Start a server on a free port and wait for the address that it prints."""
+    """Start a server, on a free port if none is given, and wait for the address that it prints."""
     errors = directory / "stderr"
-    command = [
-        sys.executable,
-        "-m",
-        "openautoglm",
-        *options,
-        "serve",
-        "demo",
-        "--port",
-        "0",
-        "--threads",
-        "1",
-        *arguments,
-    ]
+    served = ["serve", "demo", "--port", str(port), "--threads", "1"]
+    command = [sys.executable, "-m", "openautoglm", *options, *served, *arguments]
     with errors.open("w") as sink:
         process = subprocess.Popen(
             command,
@@ -93,7 +89,7 @@ def running(
         alarm.start()
         line = process.stdout.readline()
         alarm.cancel()
-        found = re.search(r"at (http://\S+)/v1$", line.strip())
+        found = re.search(r"at (https?://\S+)/v1$", line.strip())
         assert found, errors.read_text()
         yield Server(process, found.group(1), errors, directory)
     finally:
@@ -307,6 +303,134 @@ def test_the_key_comes_from_the_environment_and_is_in_no_output(directory: Path)
         assert [model["id"] for model in models.json()["data"]] == ["mine"]
         assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
     assert key not in (directory / "stderr").read_text()
+
+
+def test_while_it_loads_the_port_says_to_come_again(directory: Path) -> None:
+    with open_listener("127.0.0.1", 0) as chosen:
+        port = chosen.getsockname()[1]
+    url, statuses, waiting = f"http://127.0.0.1:{port}", [], threading.Event()
+
+    def ask() -> None:
+        # From the first connection on nobody is refused, and nobody is left without an answer.
+        while not waiting.is_set():
+            with contextlib.suppress(httpx.ConnectError):
+                statuses.append(httpx.get(f"{url}/health", timeout=30))
+                break
+        while not waiting.is_set():
+            statuses.append(httpx.get(f"{url}/health", timeout=30))
+            statuses.append(httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=30))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with running(directory, port=port) as server:
+            assert server.chat()
+            waiting.set()
+            asking.join(60)
+    finally:
+        waiting.set()
+        asking.join(60)
+    seen = [(answer.request.url.path, answer.status_code) for answer in statuses]
+    loading = statuses[: [status for _, status in seen].index(200)]
+    assert {("/health", 503), ("/v1/completions", 503)} == {(one.request.url.path, one.status_code) for one in loading}
+    assert {status for _, status in seen[len(loading) :]} == {200}
+    for answer in loading:
+        if answer.request.url.path == "/health":
+            assert answer.json() == {"status": "loading", "live": True, "ready": False, "draining": False}
+        else:
+            assert (answer.json()["error"]["code"], answer.headers["retry-after"]) == ("loading", "5")
+
+
+def test_a_load_that_is_ended_leaves_nothing(directory: Path) -> None:
+    with open_listener("127.0.0.1", 0) as chosen:
+        port = chosen.getsockname()[1]
+    with (directory / "stderr").open("w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "openautoglm", "serve", "demo", "--port", str(port), "--no-cache"],
+            stdout=subprocess.DEVNULL, stderr=sink, env={**os.environ, "TMPDIR": str(directory)},
+        )  # fmt: skip
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(httpx.ConnectError):
+            assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=10).status_code == 503
+            break
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert [path.name for path in directory.iterdir()] == ["stderr"]
+
+
+def test_at_the_deadline_of_a_drain_streams_end_with_an_event_and_the_exit_is_0(directory: Path) -> None:
+    with running(directory, "--drain-seconds", "1.5") as server:
+        url, lines, started = server.url, [], threading.Event()
+
+        def read() -> None:
+            body = {"prompt": "def ", "max_tokens": 2000, "ignore_eos": True, "stream": True, "n": 8}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+                for line in response.iter_lines():
+                    lines.append(line)
+                    started.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert started.wait(30)
+        server.process.terminate()
+        begin, refusals = time.monotonic(), []
+        while server.process.poll() is None:
+            # The port stays open until what runs has ended.
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=10)
+                refusals.append((time.monotonic() - begin, answer))
+            time.sleep(0.05)
+        assert server.process.returncode == 0
+        reader.join(10)
+    late = [answer for seconds, answer in refusals if seconds > 0.3]
+    assert late
+    for answer in late:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        assert int(answer.headers["retry-after"]) > 0
+    assert max(seconds for seconds, _ in refusals) > 1.2
+    data = [line for line in lines if line.startswith("data: ")]
+    assert "stopping" in json.loads(data[-1].removeprefix("data: "))["error"]["message"]
+
+
+def test_keys_and_tls_of_a_running_server(directory: Path) -> None:
+    """As an operator has it: keys are made and revoked while the server runs, and nothing goes in clear."""
+    file = directory / "keys.json"
+    data = Path(__file__).parents[1] / "data" / "tls"
+    command = [sys.executable, "-m", "openautoglm", "keys"]
+
+    def key(name: str) -> str:
+        create = [*command, "create", name, "--keys-file", str(file)]
+        return subprocess.run(create, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    alice = key("alice")
+    tls = ("--tls-cert", str(data / "chain.pem"), "--tls-key", str(data / "key.pem"))
+    with running(directory, "--host", "0.0.0.0", "--keys-file", str(file), *tls) as server:
+        port = server.url.rpartition(":")[2]
+        assert server.url.startswith("https://")
+        with httpx.Client(
+            base_url=f"https://localhost:{port}", verify=ssl.create_default_context(cafile=str(data / "chain.pem"))
+        ) as client:
+
+            def status(key: str) -> int:
+                return client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+            assert (status(alice), status("oag-wrong")) == (200, 401)
+            bob = key("bob")
+            subprocess.run([*command, "revoke", "alice", "--keys-file", str(file)], check=True, timeout=60)
+            deadline = time.monotonic() + 3
+            while (status(alice), status(bob)) != (401, 200):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            # SIGHUP reads the file again, and does not end the server.
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            assert status(bob) == 200
+    told = (directory / "stderr").read_text()
+    assert told.count("the keys were read again") >= 2
+    assert alice not in told
+    assert bob not in told
 
 
 def refused(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from openautoglm.serve.audit import AuditOptions
     from openautoglm.serve.privacy import PrivacyOptions
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
 
 @click.command("serve")
 @model_argument()
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 @access_options
 @privacy_options
 @audit_options
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate chain in PEM: serve HTTPS.")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key in PEM, if it is not in the same file.")
 @click.option(
     "--served-model-name",
     "model_names",
@@ -63,6 +67,8 @@ def serve_command(
     access: AccessOptions,
     privacy: PrivacyOptions,
     audit: AuditOptions | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
@@ -79,7 +85,10 @@ def serve_command(
     from openautoglm.engine.options import EngineOptions
     from openautoglm.serve.main import serve
     from openautoglm.serve.options import ServeOptions
+    from openautoglm.serve.web import Tls
 
+    if tls_key is not None and tls_cert is None:
+        raise click.UsageError("--tls-key needs --tls-cert")
     options = ServeOptions(
         engine=EngineOptions(
             model=model,
@@ -96,6 +105,7 @@ def serve_command(
         access=access,
         privacy=privacy,
         audit=audit,
+        tls=None if tls_cert is None else Tls(certificate=tls_cert, key=tls_key),
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -14,8 +13,6 @@ from dataclasses import replace
 from functools import partial
 from types import FrameType
 
-import uvicorn
-
 from openautoglm.engine.accounts import http_ledger_bytes
 from openautoglm.engine.assemble import Prepared, default_sampling, prepare
 from openautoglm.engine.client import EngineDescription
@@ -25,16 +22,16 @@ from openautoglm.engine.remote import SocketEngineClient
 from openautoglm.engine.report_files import ReportFiles, check_directory, report_directory
 from openautoglm.engine.watchdog import Accounts, Watchdog
 from openautoglm.families.generation import read_generation_defaults
-from openautoglm.log import ROOT_LOGGER_NAME, get_logger, rewrite_log_lines
+from openautoglm.log import rewrite_log_lines
 from openautoglm.memory.allocator import bound_allocator, trim_allocator
 from openautoglm.memory.requests import TEMPLATE_BYTES, request_space
 from openautoglm.planner.explain import plan_table
 from openautoglm.probe.process_memory import private_resident_bytes
 from openautoglm.progress import ProgressCallback
 from openautoglm.serve.access import Access, keep_current
-from openautoglm.serve.app import create_app
 from openautoglm.serve.audit import AuditLog, open_audit
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.doorman import Doorman
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
 from openautoglm.serve.limits import Limits
@@ -44,6 +41,7 @@ from openautoglm.serve.options import ServeOptions
 from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
+from openautoglm.serve.web import Server, join_logs
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.spec.watchdog import WatchdogOptions
@@ -51,16 +49,12 @@ from openautoglm.text.template import ChatTemplate
 from openautoglm.text.template_process import TemplateLimits
 from openautoglm.text.tokenizer import Tokenizer
 
-_KEEP_ALIVE_SECONDS = 30
-_CLOSE_SECONDS = 3
 _TRIM_SECONDS = 2.0
 # Messages are not the operator's: rendering them must stay within what the plan left for it.
 _TEMPLATE_LIMITS = TemplateLimits(memory_bytes=TEMPLATE_BYTES)
 # Requests that are being read or refused beside those that the engine has taken.
 _SPARE_REQUESTS = 32
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
-
-_logger = get_logger(__name__)
 
 
 def serve(
@@ -77,7 +71,10 @@ def serve(
     """
     check_bind(options.host, guarded=options.access.guarded)
     access = Access(options.access)
+    if options.tls is not None:
+        options.tls.check()
     check_directory(options.engine.watchdog.directory)
+    join_logs()
     bound_allocator()
     # Until the server runs, SIGTERM ends it like Ctrl-C does: nothing is left behind.
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -88,6 +85,8 @@ def serve(
         with ExitStack() as stack:
             audit = stack.enter_context(open_audit(options.audit))
             listener = stack.enter_context(open_listener(options.host, options.port))
+            listen(listener)
+            doorman = stack.enter_context(Doorman(listener, options.tls))
             prepared = prepare(options.engine, to_run=True)
             _tell(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
@@ -101,6 +100,7 @@ def serve(
             _tell("\n" + description.plan_table.rpartition("\n\n")[2])
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
+            doorman.close()
             return asyncio.run(
                 _run(
                     options, access, audit, listener, process, tokenizer, template, sampling, description, prepared.plan
@@ -174,7 +174,7 @@ async def _run(
     if options.access.keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(access.reload_if_changed, force=True))
     try:
-        return await _serve_until_stopped(context, listener, process, options.drain_seconds)
+        return await _serve_until_stopped(context, listener, process, options)
     finally:
         if context.watchdog is not None:
             await asyncio.to_thread(context.watchdog.stop)
@@ -207,19 +207,20 @@ def _default_names(given: str, model: str) -> tuple[str, ...]:
 
 
 async def _serve_until_stopped(
-    context: ServeContext, listener: socket.socket, process: EngineProcess, drain_seconds: float
+    context: ServeContext, listener: socket.socket, process: EngineProcess, options: ServeOptions
 ) -> int:
-    listen(listener)
     if context.watchdog is not None:
         context.watchdog.start()
-    server = _Server(context, drain_seconds)
+    server = Server(context, options.drain_seconds, options.tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))
     beside = [asyncio.create_task(_trim_when_idle(context.drain)), asyncio.create_task(keep_current(context.access))]
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
-        sys.stdout.write(f"serving {context.settings.model_names[0]} at {url_of(listener)}/v1\n")
+        sys.stdout.write(
+            f"serving {context.settings.model_names[0]} at {url_of(listener, secure=options.tls is not None)}/v1\n"
+        )
         sys.stdout.flush()
     try:
         await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -242,57 +243,6 @@ async def _trim_when_idle(drain: Drain) -> None:
         if drain.num_active == 0 and drain.num_entered != num_trimmed:
             num_trimmed = drain.num_entered
             await asyncio.to_thread(trim_allocator)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with our own end: on a signal the port stays open and refuses new work until what runs is done."""
-
-    def __init__(self, context: ServeContext, drain_seconds: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                create_app(context),
-                lifespan="off",
-                http="h11",
-                ws="none",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_CLOSE_SECONDS,
-            )
-        )
-        self._context = context
-        self._drain_seconds = drain_seconds
-        self._loop = asyncio.get_running_loop()
-        self._draining: asyncio.Task[None] | None = None
-        _join_logs()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal: the first one drains, another one ends at once."""
-        self._loop.call_soon_threadsafe(self._stop, sig)
-
-    def _stop(self, sig: int) -> None:
-        if self._draining is None:
-            name = signal.Signals(sig).name
-            _logger.warning("%s: finishing %d requests", name, self._context.drain.num_active)
-            self._draining = self._loop.create_task(self._drain())
-        else:
-            self.should_exit = self.force_exit = True
-
-    async def _drain(self) -> None:
-        if not await self._context.drain.finish(self._drain_seconds):
-            _logger.warning("requests were ended at the deadline of %g s", self._drain_seconds)
-        self.should_exit = True
-
-
-def _join_logs() -> None:
-    """Send the warnings of uvicorn and asyncio where ours go."""
-    # asyncio warns of every client that leaves in mid-answer, which is no news.
-    for name, level in (("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = logging.getLogger(ROOT_LOGGER_NAME).handlers
-        logger.setLevel(level)
-        logger.propagate = False
 
 
 def _tell(text: str) -> None:

@@ -9,6 +9,7 @@ from openautoglm.engine.options import EngineOptions
 from openautoglm.serve.access import AccessOptions
 from openautoglm.serve.audit import AuditOptions
 from openautoglm.serve.privacy import PrivacyOptions
+from openautoglm.serve.web import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class ServeOptions:
     engine: EngineOptions
     host: str = "127.0.0.1"
     port: int = 8000
+    tls: Tls | None = None
     access: AccessOptions = field(default_factory=AccessOptions)
     audit: AuditOptions | None = None
     privacy: PrivacyOptions = field(default_factory=PrivacyOptions)

@@ -13,6 +13,7 @@ from openautoglm.units import MIB
 class EdgeSettings:
     """Names and limits.
 
+    A request's head has `header_seconds` to arrive, its body `body_seconds`; connections may idle for `idle_seconds`.
     `max_requests` are under way at once, `client_seconds` is how long a client may take nothing of its stream.
     `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it. A `strict` server
     refuses what it would otherwise do differently than asked, and say so.
@@ -24,7 +25,9 @@ class EdgeSettings:
     max_json_depth: int = 64
     max_prompts: int = 64
     max_choices: int = 128
+    header_seconds: float = 10.0
     body_seconds: float = 30.0
+    idle_seconds: float = 30.0
     ping_seconds: float = 10.0
     status_seconds: float = 2.0
     stalled_seconds: float = 10.0
