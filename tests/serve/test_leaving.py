@@ -1,0 +1,124 @@
+"""Clients of a real server that leave or hardly read: what they held is free at once, and nobody else notices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serve.test_end_to_end import Server, running
+
+FREE_SECONDS = 0.5
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One sequence at a time, in small steps: others wait, and a long prompt takes its time."""
+    with (
+        tempfile.TemporaryDirectory(prefix="oag-") as name,
+        running(Path(name), "--max-running", "1", "--chunk", "16") as it,
+    ):
+        yield it
+
+
+def send(server: Server, **fields: object) -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    body = json.dumps({"stream": True, "ignore_eos": True, **fields}).encode()
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall(head % len(body) + body)
+    return connection
+
+
+def used_blocks(server: Server) -> float:
+    return server.metric('openautoglm_kv_blocks{model_name="demo",state="used"}')
+
+
+def waiting(server: Server) -> float:
+    return server.metric('vllm:num_requests_waiting{model_name="demo"}')
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_in_the_queue(server: Server) -> None:
+    with send(server, prompt="def ", max_tokens=2000) as running_now:
+        assert running_now.recv(1)
+        queued = [send(server, prompt="class ", max_tokens=500) for _ in range(3)]
+        within(10, lambda: waiting(server) == 3)
+        for connection in queued:
+            connection.close()
+        within(FREE_SECONDS, lambda: waiting(server) == 0)
+    within(FREE_SECONDS, lambda: used_blocks(server) == 0)
+    assert server.chat()
+
+
+def test_in_the_prompt(server: Server) -> None:
+    generated = server.metric('vllm:generation_tokens_total{model_name="demo"}')
+    # Different beginnings, so that none is found in the cache of another.
+    prompts = [[100 + index, *([101, 102, 103, 104] * 400)] for index in range(8)]
+    connection = send(server, prompt=prompts, max_tokens=1)
+    within(10, lambda: used_blocks(server) > 0)
+    connection.close()
+    within(FREE_SECONDS, lambda: used_blocks(server) == 0 and waiting(server) == 0)
+    # It was left before the prompts were through.
+    assert server.metric('vllm:generation_tokens_total{model_name="demo"}') - generated < len(prompts)
+    assert server.chat()
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+def test_in_the_answer(server: Server, how: str) -> None:
+    connection = send(server, prompt="def ", max_tokens=2000)
+    assert connection.recv(1)
+    within(10, lambda: used_blocks(server) > 0)
+    if how == "reset":
+        # No goodbye: the kernel drops what is unread and says so.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    if how == "half":
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    within(FREE_SECONDS, lambda: used_blocks(server) == 0)
+    assert server.chat()
+
+
+def test_while_a_whole_answer_is_made(server: Server) -> None:
+    connection = send(server, prompt="def ", max_tokens=2000, stream=False)
+    within(10, lambda: used_blocks(server) > 0)
+    connection.close()
+    within(FREE_SECONDS, lambda: used_blocks(server) == 0)
+
+
+def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
+    """By default 256 may wait; who comes then is told within 0.1 s when to come again."""
+    connections = []
+    try:
+        with send(server, prompt="def ", max_tokens=2000) as running_now:
+            assert running_now.recv(1)
+            connections = [send(server, prompt="class ", max_tokens=1) for _ in range(256)]
+            within(20, lambda: waiting(server) == 256)
+            with httpx.Client(base_url=server.url) as client:
+                client.get("/health")
+                seconds = []
+                for _ in range(5):
+                    begin = time.monotonic()
+                    answer = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+                    seconds.append(time.monotonic() - begin)
+                    assert answer.status_code == 429, answer.text
+                    assert int(answer.headers["retry-after"]) > 0
+                    assert answer.json()["error"]["code"] == "overloaded"
+            assert min(seconds) < 0.1
+    finally:
+        for connection in connections:
+            connection.close()
+    within(5, lambda: waiting(server) == 0 and used_blocks(server) == 0)
+    assert server.chat()
