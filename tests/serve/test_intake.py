@@ -10,9 +10,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from openautoglm.engine.client import GenerationEvent
-from openautoglm.engine.streams import Backlog, EventStream
+from openautoglm.engine.client import GenerationEvent, TokenLogprob
+from openautoglm.engine.streams import MAX_UNREAD_BYTES, Backlog, EventStream
 from openautoglm.errors import EngineError, OverloadedError
 from openautoglm.memory.requests import ANSWER_COPIES, BODY_COPIES, RequestSpace
 from openautoglm.serve.intake import Intake
@@ -75,12 +77,14 @@ def test_answers_end_where_their_share_is_full():
 
 def test_the_slowest_readers_end_and_the_others_keep_their_events():
     def event(stop: bool = False) -> GenerationEvent:
-        return GenerationEvent(request_id="r", choice=0, text="x" * 1000, finish_reason="stop" if stop else None)
+        logprobs = (TokenLogprob(token=1, logprob=0.0, top=((1, 0.0),) * 30),)
+        reason = "stop" if stop else None
+        return GenerationEvent(request_id="r", choice=0, text="x", logprobs=logprobs, finish_reason=reason)
 
     async def work() -> None:
         backlog = Backlog(100_000)
         slow, quick = EventStream(1, backlog), EventStream(1, backlog)
-        for _ in range(15):
+        for _ in range(20):
             slow.put(event())
         quick.put(event(stop=True))
         assert backlog.cut_slowest() == []
@@ -96,6 +100,78 @@ def test_the_slowest_readers_end_and_the_others_keep_their_events():
         assert backlog.num_bytes == 0
         quick.fail(EngineError("gone"))
         quick.close()
+
+    asyncio.run(work())
+
+
+def test_one_stream_holds_little_text_however_much_room_there_is():
+    async def work() -> None:
+        backlog = Backlog(1 << 40)
+        slow, quick = EventStream(2, backlog), EventStream(1, backlog)
+        quick.put(GenerationEvent(request_id="q", choice=0, text="x", tokens=(1,)))
+        num_tokens = 0
+        while not backlog.cut_slowest():
+            slow.put(GenerationEvent(request_id="s", choice=num_tokens % 2, text=" word", tokens=(1000,)))
+            num_tokens += 1
+            assert slow.num_bytes < MAX_UNREAD_BYTES + 2 * KIB
+        # Joined, so that a reader may be hundreds of tokens behind, not the fifty that single events would be.
+        assert 300 < num_tokens < 1000
+        with pytest.raises(OverloadedError, match="not read as fast"):
+            await anext(aiter(slow.events()))
+        assert (await anext(aiter(quick.events()))).text == "x"
+        assert backlog.num_bytes == 0
+
+    asyncio.run(work())
+
+
+@given(
+    events=st.lists(st.tuples(st.integers(0, 2), st.text(max_size=40), st.booleans()), max_size=60),
+    reads=st.lists(st.booleans(), min_size=60, max_size=60),
+)
+@settings(max_examples=100, deadline=None)
+def test_joined_events_say_the_same(events: list[tuple[int, str, bool]], reads: list[bool]):
+    """Whenever a reader comes, each choice gets its text, tokens and logprobs in order, and every end."""
+
+    async def work() -> None:
+        backlog = Backlog(1 << 40)
+        stream = EventStream(3, backlog)
+        news = aiter(stream.events())
+        expected: dict[int, list[object]] = {choice: ["", [], [], 0] for choice in range(3)}
+        found: dict[int, list[object]] = {choice: ["", [], [], 0] for choice in range(3)}
+
+        def note(where: dict[int, list[object]], event: GenerationEvent) -> None:
+            one = where[event.choice]
+            one[0] += event.text
+            one[1] += event.tokens
+            one[2] += [(item.token, len(item.top)) for item in event.logprobs]
+            one[3] = event.completion_tokens
+            assert event.prompt_tokens == 7
+
+        async def read() -> None:
+            note(found, await anext(news))
+
+        for number, ((choice, text, with_logprobs), reading) in enumerate(zip(events, reads, strict=False)):
+            logprobs = (TokenLogprob(token=number, logprob=0.0, top=((1, 0.0),) * 4),) if with_logprobs else ()
+            event = GenerationEvent(
+                request_id="r", choice=choice, text=text, tokens=(number,), logprobs=logprobs,
+                prompt_tokens=7, completion_tokens=number,
+            )  # fmt: skip
+            note(expected, event)
+            stream.put(event)
+            if reading:
+                await read()
+        for choice in range(3):
+            last = GenerationEvent(
+                request_id="r", choice=choice, finish_reason="stop", prompt_tokens=7, completion_tokens=99
+            )
+            note(expected, last)
+            stream.put(last)
+        async for event in news:
+            note(found, event)
+        assert stream.finished
+        assert found == expected
+        stream.close()
+        assert backlog.num_bytes == 0
 
     asyncio.run(work())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from openautoglm.units import KIB
 from tests.serve.test_end_to_end import Server, running
 
 FREE_SECONDS = 0.5
@@ -27,10 +29,14 @@ def server() -> Iterator[Server]:
         yield it
 
 
-def send(server: Server, **fields: object) -> socket.socket:
+def send(server: Server, *, receive_bytes: int | None = None, **fields: object) -> socket.socket:
     host, _, port = server.url.removeprefix("http://").partition(":")
     body = json.dumps({"stream": True, "ignore_eos": True, **fields}).encode()
-    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection = socket.socket()
+    connection.settimeout(30)
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.connect((host, int(port)))
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     connection.sendall(head % len(body) + body)
     return connection
@@ -102,10 +108,10 @@ def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
     """By default 256 may wait; who comes then is told within 0.1 s when to come again."""
     connections = []
     try:
-        with send(server, prompt="def ", max_tokens=2000) as running_now:
+        with send(server, prompt="def ", max_tokens=2000, n=8) as running_now:
             assert running_now.recv(1)
             connections = [send(server, prompt="class ", max_tokens=1) for _ in range(256)]
-            within(20, lambda: waiting(server) == 256)
+            within(20, lambda: waiting(server) >= 256)
             with httpx.Client(base_url=server.url) as client:
                 client.get("/health")
                 seconds = []
@@ -122,3 +128,52 @@ def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
             connection.close()
     within(5, lambda: waiting(server) == 0 and used_blocks(server) == 0)
     assert server.chat()
+
+
+def private_bytes(pid: int) -> int:
+    """What a process holds for itself."""
+    fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in fields if line.startswith("Private_"))
+
+
+def test_readers_of_a_byte_per_second_hold_little_and_slow_nobody() -> None:
+    num_readers = 64
+    with (
+        tempfile.TemporaryDirectory(prefix="oag-") as name,
+        running(Path(name), "--max-running", "72", "--context", "1024") as server,
+    ):
+        expected = server.chat()
+        readers = []
+        # Once beforehand, so that what the first requests leave behind is no difference.
+        for max_tokens in (1, 900):
+            for connection in readers:
+                connection.close()
+            within(5, lambda: used_blocks(server) == 0)
+            before = private_bytes(server.process.pid)
+            readers = []
+            for index in range(num_readers):
+                connection = send(server, prompt=[100 + index], max_tokens=max_tokens, receive_bytes=2048)
+                connection.setblocking(False)
+                readers.append(connection)
+            time.sleep(1)
+        most, slowest, begin = 0, 0.0, time.monotonic()
+        while time.monotonic() - begin < 20:
+            for connection in readers:
+                with contextlib.suppress(BlockingIOError):
+                    connection.recv(1)
+            asked = time.monotonic()
+            assert server.chat() == expected
+            slowest = max(slowest, time.monotonic() - asked)
+            most = max(most, private_bytes(server.process.pid) - before)
+            time.sleep(1)
+        print(
+            "HELD",
+            most / num_readers,
+            "SLOWEST",
+            slowest,
+            server.metric('vllm:generation_tokens_total{model_name="demo"}'),
+        )
+        assert most <= num_readers * 64 * KIB
+        for connection in readers:
+            connection.close()
+        within(5, lambda: used_blocks(server) == 0)

@@ -117,9 +117,10 @@ def test_requests_at_once(tokenizer: Tokenizer, tmp_path: Path, stream: bool) ->
             thread.start()
         while len(server.engine.running) < 2:
             time.sleep(0.002)
-        begin = time.monotonic()
-        assert refused(server.chat(), "requests") == 1
-        assert time.monotonic() - begin < 0.1
+        for _ in range(3):
+            begin = time.monotonic()
+            assert refused(server.chat(), "requests") == 1
+            assert time.monotonic() - begin < 0.1
         for thread in threads:
             thread.join(10)
         assert [answer.status_code for answer in answers] == [200, 200]

@@ -23,9 +23,11 @@ BODY_COPIES = 12
 OBJECT_BYTES = 144
 # An answer that is collected: its bytes, the whole reply made of them, and the socket's copy.
 ANSWER_COPIES = 3
-# An event that waits for its reader, and each logprob in it.
+# An event that waits for its reader, with its one token, and each logprob in it.
 EVENT_BYTES = 768
 EVENT_LOGPROB_BYTES = 128
+# A token of an event that was joined to another.
+EVENT_TOKEN_BYTES = 48
 
 _MAX_BODY_BYTES = 8 * MIB
 _REQUEST_BYTES = 8 * KIB

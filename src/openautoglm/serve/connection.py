@@ -75,6 +75,7 @@ class EventStream(Response):
         super().__init__()
         self._events = events
         self._close = close
+        self._closed = False
         self._client_seconds = client_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,11 +86,18 @@ class EventStream(Response):
             # Nobody is left to answer; `close` frees what the request held.
             return
         finally:
-            await self._close()
+            await self._close_once()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         async for event in self._events:
             async with asyncio.timeout(self._client_seconds):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+        # What the request held is free before its client sees the end, and sends the next one.
+        await self._close_once()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _close_once(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._close()

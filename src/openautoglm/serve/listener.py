@@ -8,7 +8,7 @@ from openautoglm.errors import ConfigError
 from openautoglm.units import KIB
 
 # What the kernel may hold for a client that reads slowly; by itself it would take megabytes for each.
-_SEND_BUFFER_BYTES = 64 * KIB
+_SEND_BUFFER_BYTES = 32 * KIB
 _BACKLOG = 2048
 
 

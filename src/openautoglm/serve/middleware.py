@@ -64,6 +64,7 @@ class Edge:
         return None if allowance is None else allowance.enter()
 
     async def _run(self, scope: Scope, receive: Receive, started: _Started) -> None:
+        started.entered = True
         counted = role_of(scope["path"]) in (Role.USER, Role.ADMIN)
         if counted:
             self._context.drain.enter()
@@ -79,8 +80,7 @@ class Edge:
         finally:
             if counted:
                 self._context.drain.leave()
-            if scope["allowance"] is not None:
-                scope["allowance"].leave()
+            started.leave()
 
     def _refusal(self, path: str) -> ErrorReply | None:
         """Return why the server takes nothing now; operators and probes are answered all the same."""
@@ -113,14 +113,26 @@ class _Started:
         self._scope = scope
         self._send = send
         self.status = 0
+        self.entered = False
+
+    def leave(self) -> None:
+        """Count the request out of its caller's allowance; safe to call twice."""
+        allowance: Allowance | None = self._scope["allowance"]
+        if allowance is not None and self.entered:
+            self.entered = False
+            allowance.leave()
 
     async def send(self, message: Message) -> None:
+        """Send a message of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             allowance: Allowance | None = self._scope["allowance"]
             told = [] if allowance is None else allowance.headers()
             request_id = (b"x-request-id", self._scope["request_id"].encode("ascii"))
             message = {**message, "headers": [*message.get("headers", ()), request_id, *told]}
+        elif not message.get("more_body", False):
+            # Before the client sees the end, and sends the next one.
+            self.leave()
         await self._send(message)
 
 

@@ -15,7 +15,7 @@ from openautoglm.units import KIB
 # Request line and fields together. The largest that browsers and proxies send are half of it.
 MAX_HEADER_BYTES = 32 * KIB
 # What an answer may wait for in this process, beside the kernel's buffer of the connection.
-_WRITE_BUFFER_BYTES = 16 * KIB
+_WRITE_BUFFER_BYTES = 8 * KIB
 
 
 def protocol_class(settings: EdgeSettings) -> type[asyncio.Protocol]:
