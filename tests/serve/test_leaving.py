@@ -108,21 +108,22 @@ def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
     """By default 256 may wait; who comes then is told within 0.1 s when to come again."""
     connections = []
     try:
-        with send(server, prompt="def ", max_tokens=2000, n=8) as running_now:
-            assert running_now.recv(1)
-            connections = [send(server, prompt="class ", max_tokens=1) for _ in range(256)]
-            within(20, lambda: waiting(server) >= 256)
-            with httpx.Client(base_url=server.url) as client:
-                client.get("/health")
-                seconds = []
-                for _ in range(5):
-                    begin = time.monotonic()
-                    answer = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
-                    seconds.append(time.monotonic() - begin)
-                    assert answer.status_code == 429, answer.text
-                    assert int(answer.headers["retry-after"]) > 0
-                    assert answer.json()["error"]["code"] == "overloaded"
-            assert min(seconds) < 0.1
+        # The first four keep it busy. None is a stream, which would be ended because nobody reads it.
+        for index in range(260):
+            most = 2000 if index < 4 else 1
+            connections.append(send(server, prompt="class ", max_tokens=most, stream=False))
+        within(20, lambda: waiting(server) >= 256)
+        with httpx.Client(base_url=server.url) as client:
+            client.get("/health")
+            seconds = []
+            for _ in range(5):
+                begin = time.monotonic()
+                answer = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+                seconds.append(time.monotonic() - begin)
+                assert answer.status_code == 429, answer.text
+                assert int(answer.headers["retry-after"]) > 0
+                assert answer.json()["error"]["code"] == "overloaded"
+        assert min(seconds) < 0.1
     finally:
         for connection in connections:
             connection.close()
@@ -136,7 +137,7 @@ def private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in fields if line.startswith("Private_"))
 
 
-def test_readers_of_a_byte_per_second_hold_little_and_slow_nobody() -> None:
+def test_readers_of_a_byte_per_second_hold_little_and_change_nothing_for_others() -> None:
     num_readers = 64
     with (
         tempfile.TemporaryDirectory(prefix="oag-") as name,
@@ -156,23 +157,14 @@ def test_readers_of_a_byte_per_second_hold_little_and_slow_nobody() -> None:
                 connection.setblocking(False)
                 readers.append(connection)
             time.sleep(1)
-        most, slowest, begin = 0, 0.0, time.monotonic()
+        most, begin = 0, time.monotonic()
         while time.monotonic() - begin < 20:
             for connection in readers:
                 with contextlib.suppress(BlockingIOError):
                     connection.recv(1)
-            asked = time.monotonic()
             assert server.chat() == expected
-            slowest = max(slowest, time.monotonic() - asked)
             most = max(most, private_bytes(server.process.pid) - before)
             time.sleep(1)
-        print(
-            "HELD",
-            most / num_readers,
-            "SLOWEST",
-            slowest,
-            server.metric('vllm:generation_tokens_total{model_name="demo"}'),
-        )
         assert most <= num_readers * 64 * KIB
         for connection in readers:
             connection.close()
