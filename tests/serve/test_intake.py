@@ -104,7 +104,9 @@ def test_the_slowest_readers_end_and_the_others_keep_their_events():
     asyncio.run(work())
 
 
-def test_one_stream_holds_little_text_however_much_room_there_is():
+def test_a_reader_that_takes_nothing_holds_little_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openautoglm.engine.streams.PATIENCE_SECONDS", 0.0)
+
     async def work() -> None:
         backlog = Backlog(1 << 40)
         slow, quick = EventStream(2, backlog), EventStream(1, backlog)
@@ -120,6 +122,21 @@ def test_one_stream_holds_little_text_however_much_room_there_is():
             await anext(aiter(slow.events()))
         assert (await anext(aiter(quick.events()))).text == "x"
         assert backlog.num_bytes == 0
+
+    asyncio.run(work())
+
+
+def test_a_reader_that_is_only_slow_goes_on():
+    async def work() -> None:
+        backlog = Backlog(1 << 40)
+        stream = EventStream(1, backlog)
+        news = aiter(stream.events())
+        for number in range(5000):
+            stream.put(GenerationEvent(request_id="s", choice=0, text=" word", tokens=(number,)))
+            assert not backlog.cut_slowest()
+            if number % 1000 == 0:
+                await anext(news)
+        assert backlog.num_bytes > 4 * MAX_UNREAD_BYTES
 
     asyncio.run(work())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from openautoglm.errors import EngineError, OpenAutoGLMError, OverloadedError
 from openautoglm.memory.requests import EVENT_BYTES, EVENT_TOKEN_BYTES, event_bytes
 from openautoglm.units import KIB
 
-# Text and tokens that one stream may hold; logprobs, which are large where they are asked for, count in the sum only.
+# Text and tokens that one stream may hold whose reader takes nothing for so long; logprobs, which are large where they
+# are asked for, count in the sum only.
 MAX_UNREAD_BYTES = 40 * KIB
+PATIENCE_SECONDS = 2.0
 # Events that nobody has read are joined into pieces of this size: readers take a few pieces at a time.
 _PIECE_BYTES = 2 * KIB
 _RETRY_SECONDS = 1.0
@@ -23,8 +26,8 @@ _RETRY_SECONDS = 1.0
 class Backlog:
     """What the streams of one event loop hold for readers that have not come yet.
 
-    With `max_bytes` it is at most so much, and of text and tokens at most `MAX_UNREAD_BYTES` for each stream, whose
-    events are joined while they wait. None leaves events as they come, and any number of them.
+    With `max_bytes` it is at most so much, and of text and tokens at most `MAX_UNREAD_BYTES` for a reader that has
+    taken nothing for `PATIENCE_SECONDS`; events are joined while they wait. None leaves events as they come.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
@@ -97,6 +100,7 @@ class EventStream:
         self._ended = False
         self.num_bytes = 0
         self._plain_bytes = 0
+        self._taken = time.monotonic()
 
     @property
     def finished(self) -> bool:
@@ -123,7 +127,9 @@ class EventStream:
             piece = self._unread[event.choice] = _Piece(event, num_bytes, plain_bytes)
             self._count(num_bytes, plain_bytes)
             self._news.put_nowait(piece)
-        if self._plain_bytes > MAX_UNREAD_BYTES and self._backlog.bounded:
+        # Who reads, if not as fast as it comes, is only slow; whoever takes nothing may never.
+        idle_seconds = time.monotonic() - self._taken if self._plain_bytes > MAX_UNREAD_BYTES else 0.0
+        if idle_seconds > PATIENCE_SECONDS and self._backlog.bounded:
             self._backlog.overfull(self)
 
     def fail(self, error: EngineError) -> None:
@@ -148,6 +154,7 @@ class EventStream:
         """Yield events until every choice has finished; raise the error that ended the stream."""
         while self._unfinished:
             news = await self._news.get()
+            self._taken = time.monotonic()
             if isinstance(news, EngineError):
                 raise EngineError(str(news)) from news
             if isinstance(news, OpenAutoGLMError):
