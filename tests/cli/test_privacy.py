@@ -17,10 +17,10 @@ from openautoglm.text.redact import Mode
 KEY = "a key of more than sixteen bytes"
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "openautoglm", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=cwd, env=os.environ | environment
     )
 
 
@@ -32,17 +32,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["--redact-kinds", "mobile"], "need --redact"),
         (["--redact", "mask", "--redact-kinds", "mobile,fax"], "'fax' is no kind"),
         (["--redact", "mask", "--redact-key", "x"], "--redact hash"),
-        (["--audit-log", "/tmp/never.jsonl"], "OPENAUTOGLM_AUDIT_KEY"),
-        (["--audit-log", "/tmp/never.jsonl", "--audit-key", "short"], "16 bytes"),
+        (["--audit-log", "never.jsonl"], "OPENAUTOGLM_AUDIT_KEY"),
+        (["--audit-log", "never.jsonl", "--audit-key", "short"], "16 bytes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_use_is_said_before_the_load(arguments: list[str], words: str) -> None:
-    done = run("serve", "demo", "--port", "0", *arguments)
+def test_wrong_use_is_said_before_the_load(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = run("serve", "demo", "--port", "0", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "headroom" not in done.stderr
-    assert not Path("/tmp/never.jsonl").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_settings_know_what_the_redactor_knows() -> None:
