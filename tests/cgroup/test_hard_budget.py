@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cgroup
 CONTEXT, CONCURRENCY, RUNNING = 512, 14, 16
 SETTINGS = ["--context", str(CONTEXT), "--concurrency", str(CONCURRENCY), "--max-running", str(RUNNING),
             "--max-queued", "24", "--kv", "bf16"]  # fmt: skip
-OVERLOAD, MOST_NEW_TOKENS = 4, 48
+OVERLOAD, MOST_NEW_TOKENS = 4, 24
 SHORT_SECONDS, LONG_SECONDS = 8.0, 120.0
 TIGHT_SHARE = 0.85
 

@@ -74,7 +74,7 @@ def check_resizes(model: str, concurrency: int, *, big: int, small: int, pause_s
 
 def test_budget_and_limit_halved_and_doubled_twenty_times(wide_model: Path):
     big = planned_budget(str(wide_model))
-    check_resizes(str(wide_model), CONCURRENCY, big=big, small=big // 2, pause_seconds=0.3)
+    check_resizes(str(wide_model), CONCURRENCY, big=big, small=big // 2, pause_seconds=0.2)
 
 
 @pytest.mark.long

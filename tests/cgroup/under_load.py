@@ -16,7 +16,7 @@ CONTEXT, CONCURRENCY, CHUNK, QUANT, KV = 512, 14, 128, "int8", "bf16"
 ADMIN_KEY = "admin-of-the-test"
 SETTINGS = ("--context", str(CONTEXT), "--concurrency", str(CONCURRENCY), "--max-running", "8", "--max-queued", "24",
             "--quant", QUANT, "--kv", KV, "--chunk", str(CHUNK), "--admin-key", ADMIN_KEY)  # fmt: skip
-NUM_CLIENTS, MOST_NEW_TOKENS = 24, 24
+NUM_CLIENTS, MOST_NEW_TOKENS = 16, 12
 PROMPTS = [[300 + 7 * index + step for step in range(40 * index + 20)] for index in range(4)]
 _HEADERS = {"authorization": f"Bearer {ADMIN_KEY}"}
 
