@@ -128,6 +128,12 @@ def test_requests_at_once(tokenizer: Tokenizer, tmp_path: Path, stream: bool) ->
         assert server.chat().status_code == 200
 
 
+def test_what_a_stream_held_is_free_when_its_client_sees_the_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with limited(tokenizer, tmp_path, max_requests=1, kv_bytes=3 * BLOCK_BYTES) as server:
+        body = {"prompt": [66] * 17, "max_tokens": 20, "stream": True}
+        assert [server.post("/v1/completions", body).status_code for _ in range(30)] == [200] * 30
+
+
 def test_kv_cache_of_all_requests_of_a_key(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with limited(tokenizer, tmp_path, kv_bytes=10 * BLOCK_BYTES) as server:
         never = server.post("/v1/completions", {"prompt": [66] * 100, "max_tokens": 61})
