@@ -1,10 +1,17 @@
 // Thread pool, packed weights and KV pool for Python.
 #include "bindings_model.h"
 
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+
+#include <cerrno>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
+#include "checked_read.h"
 #include "kv_pool.h"
 #include "model_weights.h"
 #include "thread_pool.h"
@@ -35,6 +42,32 @@ void open_stream(WeightStore& store, int descriptor, bool direct, std::string na
   std::vector<StreamedMatrix> order;
   for (const auto& [file_begin, num_bytes, checksums] : tuples) order.push_back({file_begin, num_bytes, checksums});
   store.open_stream({descriptor, direct, std::move(name), num_readers, slice_bytes}, std::move(order));
+}
+
+using Target = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using SliceTuple = std::tuple<uint64_t, std::optional<Target>, size_t, uint32_t, bool>;
+
+// (first bad slice, end of a file that is too short), both -1 where nothing is wrong.
+std::pair<int64_t, int64_t> read_checked_slices(ThreadPool& pool, int descriptor,
+                                                const std::vector<SliceTuple>& tuples) {
+  std::vector<CheckedSlice> slices;
+  for (const auto& [begin, target, num_bytes, checksum, drop_pages] : tuples) {
+    if (target.has_value() && target->shape(0) != num_bytes)
+      throw std::invalid_argument("a slice of " + std::to_string(num_bytes) + " bytes has a target of " +
+                                  std::to_string(target->shape(0)));
+    slices.push_back({begin, target.has_value() ? target->data() : nullptr, num_bytes, checksum, drop_pages});
+  }
+  CheckedRead outcome;
+  {
+    const nb::gil_scoped_release release;
+    outcome = read_checked(pool, descriptor, slices);
+  }
+  if (outcome.error != 0) {
+    errno = outcome.error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw nb::python_error();
+  }
+  return {outcome.bad_slice, outcome.end_of_file};
 }
 
 using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
@@ -74,6 +107,9 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("num_threads", &ThreadPool::num_threads)
       .def_prop_ro("pinned", &ThreadPool::pinned)
       .def_prop_ro("num_barriers", &ThreadPool::num_barriers);
+
+  m.def("read_checked", read_checked_slices, "pool"_a, "descriptor"_a, "slices"_a,
+        "Read (position, target or None, bytes, crc32, whether to drop its pages) of a file with all threads.");
 
   nb::class_<WeightStore>(m, "WeightStore")
       .def("__init__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from openautoglm.checkpoint.packed import PackedCache
 from openautoglm.checkpoint.packed_format import PackedLayout
 from openautoglm.checkpoint.packed_writer import PackedWriter
 from openautoglm.executor.protocol import Float32
+from openautoglm.native import _core
 
 SLICE_BYTES = 4096
 VECTOR_ELEMENTS = (5, 1, 64)
 DIGEST = bytes(range(16))
+
+read_checked = partial(_core.read_checked, _core.ThreadPool(2, pin=False))
 
 
 def make_layout(name: int = 0, *, num_slices: float = 3.5, num_matrices: int = 1) -> PackedLayout:
@@ -72,7 +76,9 @@ def read(cache: PackedCache, layout: PackedLayout, *, keep_pages: bool = True) -
     with reader:
         assert reader.check().weights_digest == DIGEST
         vectors = reader.read_vectors()
-        reader.read_matrices(split(layout, target), num_threads=2, keep_pages=keep_pages, on_bytes=heard.append)
+        reader.read_matrices(
+            split(layout, target), read_checked=read_checked, keep_pages=keep_pages, on_bytes=heard.append
+        )
     assert sum(heard) == layout.arena_bytes
     return target, vectors
 

@@ -22,6 +22,7 @@ from tests.checkpoint.packed_files import (
     make_cache,
     make_layout,
     read,
+    read_checked,
     write,
 )
 
@@ -160,7 +161,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(cache: PackedCache, lay
         os.truncate(path, layout.arena_begin + 10)
         target = bytearray(layout.arena_bytes)
         with pytest.raises(PackedFileError, match="truncated"):
-            reader.read_matrices([memoryview(target)], num_threads=1, keep_pages=True, on_bytes=lambda _: None)
+            reader.read_matrices(
+                [memoryview(target)], read_checked=read_checked, keep_pages=True, on_bytes=lambda _: None
+            )
 
 
 def test_noise_is_refused(cache: PackedCache, layout: PackedLayout) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import threading
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +17,6 @@ from openautoglm.checkpoint.packed_format import (
     PackedFileError,
     PackedHeader,
     PackedLayout,
-    PackedSlice,
     parse_header,
 )
 from openautoglm.units import MIB
@@ -28,8 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Read and summed in pieces that still lie in the processor's cache for the second of the two.
-_PIECE_BYTES = MIB
+# Position, target (None: only checked), bytes, CRC-32, and whether its pages are dropped.
+CheckedSlice = tuple[int, memoryview | None, int, int, bool]
+# Reads slices of a descriptor with several threads; returns the first bad one and the end of a file that is too short,
+# -1 for what is not.
+ReadChecked = Callable[[int, Sequence[CheckedSlice]], tuple[int, int]]
+
+# Whoever waits for a load hears of it after each run of slices.
+_RUN_BYTES = 128 * MIB
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -87,41 +90,37 @@ class PackedReader:
         self,
         targets: Sequence[memoryview | None],
         *,
-        num_threads: int,
+        read_checked: ReadChecked,
         keep_pages: bool,
         on_bytes: Callable[[int], None],
     ) -> None:
         """Fill the targets with the matrices and check every slice; on failure their contents are arbitrary.
 
-        A matrix whose target is None stays on disk: it is checked, and its pages are dropped. `on_bytes` hears, on the
-        calling thread, how many bytes each finished slice had. `keep_pages` leaves the others in the page cache for the
-        next start; otherwise their pages are dropped too. Allocates a piece of 1 MiB per thread where matrices stay on
-        disk, else nothing. Raises `OSError`, `PackedFileError`.
+        A matrix whose target is None stays on disk: it is checked, and its pages are dropped. `on_bytes` hears how many
+        bytes each run of slices had. `keep_pages` leaves the others in the page cache for the next start; otherwise
+        their pages are dropped too. Allocates what `read_checked` does. Raises `OSError`, `PackedFileError`.
         """
+        assert self.header is not None
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        stopped = threading.Event()
-
-        def read_slice(index: int, piece: PackedSlice) -> int:
-            if stopped.is_set():
-                return 0
+        run: list[CheckedSlice] = []
+        run_bytes = first = 0
+        for index, piece in enumerate(self._layout.slices()):
             target = targets[piece.matrix]
-            self._read_slice(
-                index, piece, None if target is None else target[piece.offset : piece.offset + piece.num_bytes]
-            )
-            if target is None or not keep_pages:
-                position = self._layout.arena_begin + piece.begin
-                os.posix_fadvise(self._descriptor, position, piece.num_bytes, os.POSIX_FADV_DONTNEED)
-            return piece.num_bytes
-
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="packed-read") as threads:
-            pending = {threads.submit(read_slice, *item) for item in enumerate(self._layout.slices())}
-            try:
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for finished in done:
-                        on_bytes(finished.result())
-            finally:
-                stopped.set()
+            part = None if target is None else target[piece.offset : piece.offset + piece.num_bytes]
+            position = self._layout.arena_begin + piece.begin
+            checksum = self.header.slice_checksums[index]
+            run.append((position, part, piece.num_bytes, checksum, target is None or not keep_pages))
+            run_bytes += piece.num_bytes
+            if run_bytes >= _RUN_BYTES or index + 1 == self._layout.num_slices:
+                bad, file_end = read_checked(self._descriptor, run)
+                if file_end >= 0:
+                    raise PackedFileError(f"the file ends at byte {file_end}: somebody truncated it")
+                if bad >= 0:
+                    raise PackedFileError(
+                        f"slice {first + bad} of {self._layout.num_slices} does not match its checksum"
+                    )
+                on_bytes(run_bytes)
+                run, run_bytes, first = [], 0, index + 1
 
     def open_direct(self) -> tuple[int, bool]:
         """Return a second descriptor of the same file, and whether its reads go past the page cache.
@@ -131,19 +130,6 @@ class PackedReader:
         descriptor, direct = open_direct(Path(f"/proc/self/fd/{self._descriptor}"))
         _lock_shared(descriptor)
         return descriptor, direct
-
-    def _read_slice(self, index: int, piece: PackedSlice, target: memoryview | None) -> None:
-        assert self.header is not None
-        position = self._layout.arena_begin + piece.begin
-        room = memoryview(bytearray(_PIECE_BYTES)) if target is None else target
-        checksum = 0
-        for start in range(0, piece.num_bytes, _PIECE_BYTES):
-            num_bytes = min(_PIECE_BYTES, piece.num_bytes - start)
-            part = room[:num_bytes] if target is None else room[start : start + num_bytes]
-            self._read_into(part, position + start)
-            checksum = zlib.crc32(part, checksum)
-        if checksum != self.header.slice_checksums[index]:
-            raise PackedFileError(f"slice {index} of {self._layout.num_slices} does not match its checksum")
 
     def _read(self, position: int, num_bytes: int) -> bytes:
         data = bytearray(num_bytes)

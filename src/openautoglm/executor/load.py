@@ -148,6 +148,7 @@ class _Loader:
         self._checkpoint = checkpoint
         self._weights = weights
         self._plan = plan
+        self._pool = pool
         self._progress = progress
         self._digest = hashlib.blake2b(digest_size=16)
         self._total_bytes = sum(binding_bytes(checkpoint, matrix) for matrix in weights.matrices)
@@ -179,7 +180,7 @@ class _Loader:
         elif not worth_caching(cache, self._plan.formats, self._total_bytes):
             self._read_and_pack(None)
             return
-        packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self.store, self._on_disk)
+        packed = PackedLoad(cache, self._checkpoint, self._weights, self._shapes, self._pool, self.store, self._on_disk)
         self._restore_or_record(packed)
         if offload is not None:
             self.direct_reads = packed.open_stream(offload.num_readers)

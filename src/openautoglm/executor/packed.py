@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
@@ -29,7 +30,6 @@ from openautoglm.spec.plan import Plan
 from openautoglm.spec.weights import WeightMap
 
 LOAD_STAGE = "load"
-_MAX_READERS = 8  # more threads than this do not read faster from any disk or page cache seen
 
 _LOGGER = get_logger(__name__)
 
@@ -69,7 +69,7 @@ class PackedRecord:
 
 class PackedLoad:
     """One load and its entry in the cache. `matrices` are the shapes that `store` was made of, `on_disk` says which of
-    them stay in the file."""
+    them stay in the file; `pool` reads it."""
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class PackedLoad:
         checkpoint: Checkpoint,
         weights: WeightMap,
         matrices: Sequence[tuple[int, int, int, int]],
+        pool: _core.ThreadPool,
         store: _core.WeightStore,
         on_disk: Sequence[bool],
     ) -> None:
@@ -84,6 +85,7 @@ class PackedLoad:
         self._checkpoint = checkpoint
         self._weights = weights
         self._matrices = tuple(matrices)
+        self._pool = pool
         self._store = store
         self._on_disk = tuple(on_disk)
         self._layout = PackedLayout(
@@ -136,7 +138,7 @@ class PackedLoad:
 
         reader.read_matrices(
             self._targets(),
-            num_threads=min(plan.num_threads, _MAX_READERS),
+            read_checked=partial(_core.read_checked, self._pool),
             keep_pages=_spacious(plan, self._layout.file_bytes),
             on_bytes=on_bytes,
         )

@@ -90,6 +90,9 @@ class WeightStreamError(Exception): ...
 def probe_stream(
     descriptor: int, direct: bool, name: str, num_readers: int, file_bytes: int, seconds: float
 ) -> float: ...
+def read_checked(
+    pool: ThreadPool, descriptor: int, slices: Sequence[tuple[int, memoryview | None, int, int, bool]]
+) -> tuple[int, int]: ...
 
 class WeightStore:
     def __init__(

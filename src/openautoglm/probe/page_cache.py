@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 
 _WINDOW_BYTES = 1 << 30
+# Of a page's byte only the lowest bit means anything.
+_LOWEST_BIT = bytes(state & 1 for state in range(256))
 
 
 def cached_bytes(file: Path) -> int:
@@ -37,5 +39,5 @@ def cached_bytes(file: Path) -> int:
                 del first
                 if failed:
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
-                num_pages += sum(page & 1 for page in bytes(residency))
+                num_pages += bytes(residency).translate(_LOWEST_BIT).count(1)
     return min(size, num_pages * page_bytes)

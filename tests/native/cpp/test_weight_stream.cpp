@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "checksum.h"
 #include "packed_weights.h"
 #include "weight_stream.h"
 
@@ -59,6 +60,17 @@ TEST(weight_stream_checksums_are_those_of_zlib) {
   CHECK(crc32(text, 9) == 0xCBF43926u);
   CHECK(crc32(text, 0) == 0);
   CHECK(crc32(text, 1) == 0x83DCEFB7u);
+}
+
+TEST(weight_stream_checksums_by_products_are_those_by_tables) {
+  const std::vector<uint8_t> bytes = contents(1);
+  for (size_t length = 0; length < 400; ++length)
+    for (size_t begin : {0, 1, 17}) {
+      const uint8_t* data = bytes.data() + begin;
+      CHECK(crc32(data, length) == crc32_by_tables(data, length));
+      CHECK(crc32(data + length, 300, crc32(data, length)) == crc32_by_tables(data, length + 300));
+    }
+  CHECK(crc32(bytes.data(), bytes.size()) == crc32_by_tables(bytes.data(), bytes.size()));
 }
 
 TEST(weight_stream_gives_what_was_written) {
