@@ -16,23 +16,27 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TypeGuard, Unpack, cast
+from typing import TYPE_CHECKING, TypeGuard, Unpack, cast
 
-from openautoglm.engine.assemble import EngineOptions, OpenedEngine, open_engine, prepare
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.turns import EngineTurns
 from openautoglm.engine.watch import MemoryWatch
 from openautoglm.errors import EngineError, InvalidRequestError, OverloadedError
-from openautoglm.executor.protocol import Executor
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.goal_settings import GoalSettings, make_goal
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.ahead import TextAhead
 from openautoglm.text.template import ChatTemplate
-from openautoglm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from openautoglm.engine.assemble import OpenedEngine
+    from openautoglm.executor.protocol import Executor
+    from openautoglm.text.tokenizer import Tokenizer
 
 Message = Mapping[str, object]
 Prompt = str | Sequence[int]
@@ -67,6 +71,8 @@ class Completion:
 
 def plan(model: str, **settings: Unpack[GoalSettings]) -> Plan:
     """Plan a model without loading it; raise `DoesNotFitError` with the nearest plans that do fit."""
+    from openautoglm.engine.assemble import prepare
+
     return prepare(EngineOptions(model=model, goal=make_goal(settings))).plan
 
 
@@ -82,7 +88,7 @@ class LLM:
         self, model: str, *, cache: str | None = None, strict: bool = False, **settings: Unpack[GoalSettings]
     ) -> None:
         options = EngineOptions(model=model, goal=make_goal(settings), cache=cache, strict=strict)
-        self._start(open_engine(prepare(options, to_run=True)))
+        self._start(*_open(options))
 
     @classmethod
     def open(
@@ -100,16 +106,12 @@ class LLM:
 
         With `chat`, a model without a chat template is refused before the load, which may take minutes.
         """
-        prepared = prepare(EngineOptions(model=model, goal=goal, cache=cache, strict=strict), to_run=True)
-        if on_plan is not None:
-            on_plan(prepared.plan)
-        if chat:
-            ChatTemplate.from_directory(prepared.directory(progress=progress)).check()
+        options = EngineOptions(model=model, goal=goal, cache=cache, strict=strict)
         llm = cls.__new__(cls)
-        llm._start(open_engine(prepared, progress=progress))
+        llm._start(*_open(options, on_plan=on_plan, progress=progress, chat=chat))
         return llm
 
-    def _start(self, opened: OpenedEngine) -> None:
+    def _start(self, opened: OpenedEngine, template: ChatTemplate | None) -> None:
         self._opened = opened
         self._turns = EngineTurns()
         self._lock = self._turns.lock
@@ -118,7 +120,7 @@ class LLM:
         self._stop_watching = weakref.finalize(self, self._watch.stop)
         self._watch.start()
         self._events: dict[str, deque[GenerationEvent]] = {}
-        self._template: ChatTemplate | None = None
+        self._template = template
         self._closed = False
 
     @property
@@ -305,6 +307,31 @@ class LLM:
             self._events.pop(request_id, None)
             if not self._closed:
                 self._opened.engine.abort(request_id)
+
+
+def _open(
+    options: EngineOptions,
+    *,
+    on_plan: Callable[[Plan], None] | None = None,
+    progress: ProgressCallback | None = None,
+    chat: bool = False,
+) -> tuple[OpenedEngine, ChatTemplate | None]:
+    """Plan and load; return the engine, and with `chat` the template, whose worker has begun to start."""
+    with TextAhead(options.model, chat=chat) as text:
+        # Most of this package's imports are these: they take as long as the helper processes take to start.
+        from openautoglm.engine.assemble import open_engine, prepare
+
+        text.settle()
+        prepared = prepare(options, to_run=True)
+        if on_plan is not None:
+            on_plan(prepared.plan)
+        check, template = text.open(prepared.directory(progress=progress))
+        try:
+            return open_engine(prepared, progress=progress, check=check), template
+        except BaseException:
+            if template is not None:
+                template.close()
+            raise
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from openautoglm.errors import CheckpointFormatError, InvalidRequestError, TokenizerError
-from openautoglm.text import tokenizer as tokenizer_module
 from openautoglm.text.tokenizer import Tokenizer
+from openautoglm.text.tokenizer_process import MAX_TOKENIZER_BYTES
 from tests.text.fixtures import CORPUS, byte_level, sentencepiece, write_tokenizer
 
 CONFIG: dict[str, object] = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>", "lstrip": False}}
@@ -166,6 +166,6 @@ def test_a_hostile_file_is_a_typed_error(tmp_path: Path, name: str, capfd: pytes
 
 def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(tokenizer_module.MAX_TOKENIZER_BYTES + 1)
+        file.truncate(MAX_TOKENIZER_BYTES + 1)
     with pytest.raises(CheckpointFormatError, match=r"tokenizer\.json"):
         Tokenizer.from_directory(tmp_path)

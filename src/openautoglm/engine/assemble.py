@@ -50,6 +50,7 @@ from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.tokenizer import Tokenizer
+from openautoglm.text.tokenizer_process import TokenizerCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,16 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
 
 
 def open_engine(
-    prepared: Prepared, *, progress: ProgressCallback | None = None, heartbeat: Heartbeat | None = None
+    prepared: Prepared,
+    *,
+    progress: ProgressCallback | None = None,
+    heartbeat: Heartbeat | None = None,
+    check: TokenizerCheck | None = None,
 ) -> OpenedEngine:
     """Load a planned model and return an engine that has run one small step.
 
-    `progress` hears of the stages "download" and "load". `heartbeat` is advanced by the native step as well. Raises
+    `progress` hears of the stages "download" and "load". `heartbeat` is advanced by the native step as well.
+    `check` is the tokenizer's, where it was begun before. Raises
     `UnsupportedModelError` naming what the executor lacks, `HubError`, `CheckpointError`, `TokenizerError` and
     `OutOfMemoryError`, and with `strict` `DowngradeError`. Peak memory is the plan's.
     """
@@ -127,7 +133,7 @@ def open_engine(
     note_downgrades(notices, prepared.machine, plan, max_running=prepared.options.max_running)
     directory = prepared.directory(progress=progress)
     defaults = _generation_defaults(prepared, directory, notices)
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = Tokenizer.from_directory(directory) if check is None else Tokenizer.from_check(check)
     tokenizer.check_vocabulary(spec.vocab_size)
     # A server's plan covers the HTTP process, which started this one, and its template worker too.
     tree = os.getppid() if prepared.options.server else None

@@ -60,6 +60,11 @@ class ChatTemplate:
         if self.exists:
             self._process.start()
 
+    def spawn(self) -> None:
+        """Begin to start the worker and do not wait for it; nothing without a template."""
+        if self.exists:
+            self._process.spawn()
+
     def check(self) -> None:
         """Raise `TemplateError` if the checkpoint has no template for a conversation."""
         self._choose(with_tools=False)

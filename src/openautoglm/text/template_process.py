@@ -50,6 +50,7 @@ class TemplateProcess:
         self._limits = limits
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._closed = False
 
     @property
@@ -60,8 +61,14 @@ class TemplateProcess:
     def start(self) -> None:
         """Start the worker now rather than with the first rendering; raise `TemplateError` if it does not start."""
         with self._lock:
-            if self._process is None and not self._closed:
+            if not self._ready and not self._closed:
                 self._guarded(self._start)
+
+    def spawn(self) -> None:
+        """Begin to start the worker; `start`, or the first rendering, waits for it and says what went wrong."""
+        with self._lock:
+            if self._process is None and not self._closed:
+                self._spawn()
 
     def render(self, name: str, variables: Mapping[str, object]) -> str:
         """Render the template `name`; raise `TemplateError` for whatever goes wrong in it."""
@@ -91,7 +98,7 @@ class TemplateProcess:
             _logger.warning("the template worker was gone (%s): starting another", describe_exit(self._stop()))
 
         def talk(deadline: float) -> dict[str, object]:
-            if self._process is None:
+            if not self._ready:
                 self._start(deadline)
             return self._talk(request, deadline)
 
@@ -117,7 +124,7 @@ class TemplateProcess:
                 message = f"the process that renders the chat template ended ({describe_exit(how)})"
             raise TemplateError(message) from None
 
-    def _start(self, deadline: float) -> None:
+    def _spawn(self) -> None:
         self._process = subprocess.Popen(
             child_command("template_worker.py"),
             stdin=subprocess.PIPE,
@@ -129,16 +136,21 @@ class TemplateProcess:
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
+
+    def _start(self, deadline: float) -> None:
+        if self._process is None:
+            self._spawn()
         first = {
             "templates": self._templates,
             "cpu_seconds": self._limits.cpu_seconds,
             "memory_bytes": self._limits.memory_bytes,
         }
         self._talk(first, deadline)
+        self._ready = True
 
     def _stop(self) -> int:
         """Kill and reap the worker; return its exit code, negative for a signal."""
-        process, self._process = self._process, None
+        process, self._process, self._ready = self._process, None, False
         if process is None:
             return 0
         for stream in (process.stdin, process.stdout):

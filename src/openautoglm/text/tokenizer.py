@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from openautoglm.checkpoint.files import read_small_file
 from openautoglm.errors import InvalidRequestError, TokenizerError
 from openautoglm.text.byte_level import token_bytes as byte_level_bytes
-from openautoglm.text.children import child_command, child_environment, describe_exit
 from openautoglm.text.detokenize import byte_of_fallback_token, check_decoder
 from openautoglm.text.special_tokens import AddedToken, SpecialTokens, read_special_tokens
-from openautoglm.units import MIB
+from openautoglm.text.tokenizer_process import TokenizerCheck, TokenizerFacts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 T = TypeVar("T")
 
-MAX_TOKENIZER_BYTES = 64 * MIB
-_CHECK_SECONDS = 180.0
 _PIECE_CHARS = 1 << 16
 # Offsets are objects, so that they are had of smaller pieces.
 _OFFSET_CHARS = 1 << 13
@@ -34,18 +28,10 @@ _MAX_TOKEN_ID = (1 << 32) - 1
 _NORMALISER_SLACK = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
-    """What the child learnt of a tokenizer.json. `vocab_size` is the largest id and one."""
-
-    vocab_size: int
-    longest_token_bytes: int
-
-
 class Tokenizer:
     """A checkpoint's tokenizer. Immutable once made; safe from any thread."""
 
-    def __init__(self, backend: Backend, facts: _Facts, special: SpecialTokens) -> None:
+    def __init__(self, backend: Backend, facts: TokenizerFacts, special: SpecialTokens) -> None:
         """Use `from_directory`."""
         self._backend = backend
         self._longest_token_bytes = facts.longest_token_bytes
@@ -71,15 +57,20 @@ class Tokenizer:
         tables made from it, about ten times the file. Raises `TokenizerError`, or `CheckpointFormatError` for a file
         that is too large or no file.
         """
-        data = _read_file(directory)
-        facts = _check_in_child(data, directory / "tokenizer.json")
+        with TokenizerCheck(directory) as check:
+            return cls.from_check(check)
+
+    @classmethod
+    def from_check(cls, check: TokenizerCheck) -> Tokenizer:
+        """Make the tokenizer whose file is being tried, once that is done; else as `from_directory`."""
+        facts = check.facts()
         from tokenizers import Tokenizer as Backend
 
-        backend: Backend = _guard(lambda: Backend.from_buffer(data), "tokenizer.json cannot be used")
+        backend: Backend = _guard(lambda: Backend.from_buffer(check.data), "tokenizer.json cannot be used")
         # Settings of a training run; they would cut prompts in silence.
         backend.no_truncation()
         backend.no_padding()
-        special = read_special_tokens(directory)
+        special = read_special_tokens(check.directory)
         _declare_added_tokens(backend, special.added)
         return cls(backend, facts, special)
 
@@ -252,38 +243,6 @@ def _guard(call: Callable[[], T], what: str) -> T:
         if type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(f"{what}: its native code panicked: {error}") from error
-
-
-def _read_file(directory: Path) -> bytes:
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (directory / name).is_file()]
-        found = f" (it has {', '.join(others)}, a format that is not read here)" if others else ""
-        raise TokenizerError(
-            f"{directory} has no tokenizer.json{found}: convert once with transformers, "
-            "AutoTokenizer.from_pretrained(directory).save_pretrained(directory), or add the model's tokenizer.json"
-        )
-    return read_small_file(path, max_bytes=MAX_TOKENIZER_BYTES)
-
-
-def _check_in_child(data: bytes, path: Path) -> _Facts:
-    try:
-        done = subprocess.run(
-            child_command("tokenizer_check.py"),
-            input=data,
-            capture_output=True,
-            env=child_environment(),
-            timeout=_CHECK_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TokenizerError(f"{path} could not be parsed within {_CHECK_SECONDS:g} s") from error
-    if done.returncode != 0:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = lines[-1][:500] if done.returncode > 0 and lines else describe_exit(done.returncode)
-        raise TokenizerError(f"{path} is not a usable tokenizer: {reason}")
-    facts = json.loads(done.stdout)
-    return _Facts(vocab_size=int(facts["vocab_size"]), longest_token_bytes=int(facts["longest_token_bytes"]))
 
 
 def _declare_added_tokens(backend: Backend, tokens: Sequence[AddedToken]) -> None:
