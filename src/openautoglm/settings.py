@@ -278,6 +278,7 @@ def _checked(name: str, value: object, source: str) -> Setting:
 def _read_file(file: Path) -> Mapping[str, object]:
     if not file.is_file():
         return {}
+
     if file.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{file} is larger than {MAX_FILE_BYTES} bytes: that is no settings file")
     try:

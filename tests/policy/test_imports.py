@@ -38,3 +38,23 @@ def test_help_imports_nothing_heavy():
 )
 def test_the_core_runs_without_pytorch(module: str):
     assert not loaded_after(f"import {module}") & {"torch", "transformers"}
+
+
+# What a start does not need: servers, hub and template engines, readers of files that are not there.
+NOT_FOR_RUN = {
+    "asyncio", "fastapi", "http.client", "huggingface_hub", "jinja2", "openautoglm.checkpoint.download",
+    "openautoglm.checkpoint.remote", "openautoglm.families.mla", "openautoglm.families.moe", "prometheus_client",
+    "rich", "ssl", "starlette", "tomllib", "torch", "transformers", "urllib.request", "uvicorn",
+}  # fmt: skip
+
+
+def test_a_run_imports_only_what_it_needs():
+    code = (
+        "import sys\n"
+        "from openautoglm.cli.main import cli\n"
+        "cli.main(['run', 'demo', 'Hello', '--max-tokens', '1', '--context', '128', '--no-cache', '--quiet'],\n"
+        "         standalone_mode=False)\n"
+        "print('\\n', *sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.splitlines()[-1].split()) & NOT_FOR_RUN

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from openautoglm.checkpoint.download import fetch_file
 from openautoglm.checkpoint.hub_cache import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -22,15 +22,17 @@ from openautoglm.checkpoint.hub_cache import (
     repository_directory,
     write_reference,
 )
-from openautoglm.checkpoint.hub_errors import hub_errors
 from openautoglm.checkpoint.index import INDEX_FILE, Checkpoint, parse_index
 from openautoglm.checkpoint.json_files import read_json
 from openautoglm.checkpoint.reference import ModelReference, parse_reference
-from openautoglm.checkpoint.remote import RemoteFile, RemoteModel, fetch_headers, fetch_listing
 from openautoglm.checkpoint.tensors import TensorInfo
 from openautoglm.errors import HubError
 from openautoglm.progress import Progress, ProgressCallback
 from openautoglm.units import format_bytes
+
+# What speaks to a hub is imported where that is done: most starts find their model here.
+if TYPE_CHECKING:
+    from openautoglm.checkpoint.remote import RemoteFile, RemoteModel
 
 __all__ = [
     "CachedModel",
@@ -105,6 +107,9 @@ def pull(reference: str, *, revision: str | None = None, progress: ProgressCallb
     Only configuration, tokenizer, chat template and safetensors files are fetched. Sizes are checked, and the hash the
     hub states for each file that was fetched. Raises `HubError`; `CheckpointFormatError` for a bad index.
     """
+    from openautoglm.checkpoint.hub_errors import hub_errors
+    from openautoglm.checkpoint.remote import fetch_listing
+
     parsed = parse_reference(reference)
     if parsed.repository is None:
         found = parsed.demo or (parsed.path is not None and parsed.path.exists())
@@ -120,6 +125,8 @@ def pull(reference: str, *, revision: str | None = None, progress: ProgressCallb
 
 
 def _fetch_model(model: RemoteModel, progress: ProgressCallback | None) -> PulledModel:
+    from openautoglm.checkpoint.download import fetch_file
+
     if CONFIG_FILE not in model.files:
         raise HubError(f"{model.repository} has no {CONFIG_FILE} at its root: it is no transformers model")
     texts = [model.files[name] for name in TEXT_FILES if name in model.files]
@@ -189,6 +196,14 @@ def resolve_config(reference: str) -> tuple[dict[str, object], Mapping[str, Tens
     snapshot = cached_snapshot(parsed)
     if snapshot is not None:
         return _read_local(snapshot)
+    return _fetch_config(parsed)
+
+
+def _fetch_config(parsed: ModelReference) -> tuple[dict[str, object], Mapping[str, TensorInfo]]:
+    from openautoglm.checkpoint.download import fetch_file
+    from openautoglm.checkpoint.hub_errors import hub_errors
+    from openautoglm.checkpoint.remote import fetch_headers, fetch_listing
+
     with hub_errors(str(parsed)):
         model = fetch_listing(parsed)
         if CONFIG_FILE not in model.files:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from openautoglm.checkpoint.json_files import JsonLimits, read_json
 from openautoglm.errors import ModelError, UnknownModelTypeError, UnsupportedModelError
-from openautoglm.families.chatglm import describe_chatglm
 from openautoglm.families.common import MTP_KEYS
 from openautoglm.families.config_reader import MAX_LAYERS, ConfigReader
-from openautoglm.families.gemma import describe_gemma3_text
-from openautoglm.families.glm import describe_glm, describe_glm4
-from openautoglm.families.hybrid import describe_glm5_next
-from openautoglm.families.llama import describe_llama
-from openautoglm.families.mistral import describe_mistral
-from openautoglm.families.mla import describe_glm4_moe_lite, describe_glm_moe_dsa
-from openautoglm.families.moe import describe_glm4_moe, describe_qwen3_moe
-from openautoglm.families.phi import describe_phi, describe_phi3
-from openautoglm.families.qwen import describe_qwen2, describe_qwen3
 from openautoglm.families.tensor_names import (
     CHATGLM_NAMES,
     GLM4_NAMES,
@@ -29,7 +20,6 @@ from openautoglm.families.tensor_names import (
     QWEN3_NAMES,
     TensorNames,
 )
-from openautoglm.families.vision import describe_glm4v, describe_glm4v_moe
 from openautoglm.families.weight_map import build_weight_map
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.weights import WeightMap
@@ -43,30 +33,41 @@ _MAX_SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """One model type; `names` is None where it is described but not loaded."""
+    """One model type: the module and the function that describe it, imported on use: most starts need one of them.
 
-    describe: Callable[[ConfigReader], ArchSpec]
+    `names` is None where it is described but not loaded.
+    """
+
+    module: str
+    function: str
     names: TensorNames | None = None
+
+    def describe(self, reader: ConfigReader) -> ArchSpec:
+        """Describe a model of this type from its config."""
+        function = getattr(import_module(f"openautoglm.families.{self.module}"), self.function)
+        spec = function(reader)
+        assert isinstance(spec, ArchSpec)
+        return spec
 
 
 _FAMILIES = {
-    "chatglm": _Family(describe_chatglm, CHATGLM_NAMES),
-    "gemma3_text": _Family(describe_gemma3_text),
-    "glm": _Family(describe_glm, GLM_NAMES),
-    "glm4": _Family(describe_glm4, GLM4_NAMES),
-    "glm4_moe": _Family(describe_glm4_moe),
-    "glm4_moe_lite": _Family(describe_glm4_moe_lite),
-    "glm4v": _Family(describe_glm4v),
-    "glm4v_moe": _Family(describe_glm4v_moe),
-    "glm5_next": _Family(describe_glm5_next),
-    "glm_moe_dsa": _Family(describe_glm_moe_dsa),
-    "llama": _Family(describe_llama, LLAMA_NAMES),
-    "mistral": _Family(describe_mistral, LLAMA_NAMES),
-    "phi": _Family(describe_phi),
-    "phi3": _Family(describe_phi3, PHI3_NAMES),
-    "qwen2": _Family(describe_qwen2, LLAMA_NAMES),
-    "qwen3": _Family(describe_qwen3, QWEN3_NAMES),
-    "qwen3_moe": _Family(describe_qwen3_moe),
+    "chatglm": _Family("chatglm", "describe_chatglm", CHATGLM_NAMES),
+    "gemma3_text": _Family("gemma", "describe_gemma3_text"),
+    "glm": _Family("glm", "describe_glm", GLM_NAMES),
+    "glm4": _Family("glm", "describe_glm4", GLM4_NAMES),
+    "glm4_moe": _Family("moe", "describe_glm4_moe"),
+    "glm4_moe_lite": _Family("mla", "describe_glm4_moe_lite"),
+    "glm4v": _Family("vision", "describe_glm4v"),
+    "glm4v_moe": _Family("vision", "describe_glm4v_moe"),
+    "glm5_next": _Family("hybrid", "describe_glm5_next"),
+    "glm_moe_dsa": _Family("mla", "describe_glm_moe_dsa"),
+    "llama": _Family("llama", "describe_llama", LLAMA_NAMES),
+    "mistral": _Family("mistral", "describe_mistral", LLAMA_NAMES),
+    "phi": _Family("phi", "describe_phi"),
+    "phi3": _Family("phi", "describe_phi3", PHI3_NAMES),
+    "qwen2": _Family("qwen", "describe_qwen2", LLAMA_NAMES),
+    "qwen3": _Family("qwen", "describe_qwen3", QWEN3_NAMES),
+    "qwen3_moe": _Family("moe", "describe_qwen3_moe"),
 }
 
 
