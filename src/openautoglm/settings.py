@@ -9,7 +9,6 @@ typing error never becomes a default in silence.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +277,8 @@ def _checked(name: str, value: object, source: str) -> Setting:
 def _read_file(file: Path) -> Mapping[str, object]:
     if not file.is_file():
         return {}
+
+    import tomllib  # most users have no settings file
 
     if file.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{file} is larger than {MAX_FILE_BYTES} bytes: that is no settings file")

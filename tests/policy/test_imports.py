@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +50,7 @@ NOT_FOR_RUN = {
 }  # fmt: skip
 
 
-def test_a_run_imports_only_what_it_needs():
+def test_a_run_imports_only_what_it_needs(tmp_path: Path):
     code = (
         "import sys\n"
         "from openautoglm.cli.main import cli\n"
@@ -56,5 +58,9 @@ def test_a_run_imports_only_what_it_needs():
         "         standalone_mode=False)\n"
         "print('\\n', *sorted(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Away from the project's settings and the user's.
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
     assert not set(done.stdout.splitlines()[-1].split()) & NOT_FOR_RUN
