@@ -39,6 +39,7 @@ from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.log import configure_logging, get_logger
 from openautoglm.memory.allocator import bound_allocator
 from openautoglm.progress import Progress, ProgressCallback
+from openautoglm.text.ahead import TextAhead
 
 _log = get_logger(__name__)
 
@@ -192,9 +193,13 @@ def _report(reports: BinaryIO, frame: Frame) -> None:
 
 
 def _open(options: EngineOptions, progress: ProgressCallback, heartbeat: Heartbeat) -> Opened:
-    from openautoglm.engine.assemble import open_engine, prepare
+    with TextAhead(options.model, chat=False) as text:
+        from openautoglm.engine.assemble import open_engine, prepare
 
-    return open_engine(prepare(options, to_run=True), progress=progress, heartbeat=heartbeat)
+        text.settle()
+        prepared = prepare(options, to_run=True)
+        check, _ = text.open(prepared.directory(progress=progress))
+        return open_engine(prepared, progress=progress, heartbeat=heartbeat, check=check)
 
 
 if __name__ == "__main__":

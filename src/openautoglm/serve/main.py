@@ -91,9 +91,10 @@ def serve(
             _tell(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
             stack.enter_context(template)
-            template.start()
+            template.spawn()
             process = stack.enter_context(EngineProcess(_pinned(options.engine, prepared.plan)))
             description = process.start(progress=progress)
+            template.start()
             if on_loaded is not None:
                 on_loaded()
             # The plan has been told; the receipt is the last of the tables.

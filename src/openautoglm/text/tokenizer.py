@@ -57,16 +57,16 @@ class Tokenizer:
         tables made from it, about ten times the file. Raises `TokenizerError`, or `CheckpointFormatError` for a file
         that is too large or no file.
         """
-        with TokenizerCheck(directory) as check:
-            return cls.from_check(check)
+        return cls.from_check(TokenizerCheck(directory))
 
     @classmethod
     def from_check(cls, check: TokenizerCheck) -> Tokenizer:
-        """Make the tokenizer whose file is being tried, once that is done; else as `from_directory`."""
-        facts = check.facts()
+        """Make the tokenizer whose file is being tried, once that is done, and close the check; else `from_directory`."""
+        with check:
+            facts, data = check.facts(), check.data
         from tokenizers import Tokenizer as Backend
 
-        backend: Backend = _guard(lambda: Backend.from_buffer(check.data), "tokenizer.json cannot be used")
+        backend: Backend = _guard(lambda: Backend.from_buffer(data), "tokenizer.json cannot be used")
         # Settings of a training run; they would cut prompts in silence.
         backend.no_truncation()
         backend.no_padding()

@@ -75,7 +75,8 @@ class TokenizerCheck:
         )
 
     def close(self) -> None:
-        """End the child; safe to call twice."""
+        """End the child and let the file's bytes go; safe to call twice."""
+        self.data = b""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
