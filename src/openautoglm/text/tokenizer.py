@@ -61,7 +61,7 @@ class Tokenizer:
 
     @classmethod
     def from_check(cls, check: TokenizerCheck) -> Tokenizer:
-        """Make the tokenizer whose file is being tried, once that is done, and close the check; else `from_directory`."""
+        """Make the tokenizer whose file is being tried, and close the check; otherwise as `from_directory`."""
         with check:
             facts, data = check.facts(), check.data
         from tokenizers import Tokenizer as Backend
