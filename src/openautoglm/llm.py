@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeGuard, Unpack, cast
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.opening import open_model
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.turns import EngineTurns
@@ -30,7 +31,6 @@ from openautoglm.spec.goal_settings import GoalSettings, make_goal
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
-from openautoglm.text.ahead import TextAhead
 from openautoglm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class LLM:
         self, model: str, *, cache: str | None = None, strict: bool = False, **settings: Unpack[GoalSettings]
     ) -> None:
         options = EngineOptions(model=model, goal=make_goal(settings), cache=cache, strict=strict)
-        self._start(*_open(options))
+        self._start(*open_model(options))
 
     @classmethod
     def open(
@@ -108,7 +108,7 @@ class LLM:
         """
         options = EngineOptions(model=model, goal=goal, cache=cache, strict=strict)
         llm = cls.__new__(cls)
-        llm._start(*_open(options, on_plan=on_plan, progress=progress, chat=chat))
+        llm._start(*open_model(options, on_plan=on_plan, progress=progress, chat=chat))
         return llm
 
     def _start(self, opened: OpenedEngine, template: ChatTemplate | None) -> None:
@@ -307,31 +307,6 @@ class LLM:
             self._events.pop(request_id, None)
             if not self._closed:
                 self._opened.engine.abort(request_id)
-
-
-def _open(
-    options: EngineOptions,
-    *,
-    on_plan: Callable[[Plan], None] | None = None,
-    progress: ProgressCallback | None = None,
-    chat: bool = False,
-) -> tuple[OpenedEngine, ChatTemplate | None]:
-    """Plan and load; return the engine, and with `chat` the template, whose worker has begun to start."""
-    with TextAhead(options.model, chat=chat) as text:
-        # Most of this package's imports are these: they take as long as the helper processes take to start.
-        from openautoglm.engine.assemble import open_engine, prepare
-
-        text.settle()
-        prepared = prepare(options, to_run=True)
-        if on_plan is not None:
-            on_plan(prepared.plan)
-        check, template = text.open(prepared.directory(progress=progress))
-        try:
-            return open_engine(prepared, progress=progress, check=check), template
-        except BaseException:
-            if template is not None:
-                template.close()
-            raise
 
 
 @dataclass(slots=True)
