@@ -23,6 +23,7 @@ dev: $(VENV)/.installed-test
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not long and not cgroup" tests
 
+# Some need a memory cgroup, as cgroup-tests do, and up to 9 GiB.
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "long" tests
 
@@ -59,7 +60,7 @@ guards: $(VENV)/.installed-test
 
 # Needs root or a delegated memory cgroup: fails, never skips, where none can be made.
 cgroup-tests: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "cgroup" tests
+	$(BIN)/python -m pytest -q -m "cgroup and not long" tests
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
