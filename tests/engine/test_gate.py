@@ -72,7 +72,7 @@ def plain_verdict(gate: DeadlineGate, scheduler: Scheduler, sequence: Sequence, 
     return Verdict.HOLD if late_ones(works, beside) - late_ones(works, simulate(works, price, now)) else Verdict.START
 
 
-@pytest.mark.parametrize("num_blocks", [24, 400])
+@pytest.mark.parametrize("num_blocks", [12, 20, 40])
 def test_verdicts_are_those_of_a_plain_simulation(num_blocks: int) -> None:
     randomness = random.Random(num_blocks)
     seen: Counter[Verdict] = Counter()
@@ -81,7 +81,9 @@ def test_verdicts_are_those_of_a_plain_simulation(num_blocks: int) -> None:
         for index in range(randomness.randint(1, 8)):
             deadline = randomness.choice([None, randomness.uniform(20, 120), randomness.uniform(20, 120)])
             scheduler.add(
-                fixed(index, prompt=randomness.randint(1, 40), tokens=randomness.randint(4, 60), deadline=deadline)
+                fixed(
+                    index, prompt=randomness.randint(1, num_blocks), tokens=randomness.randint(4, 60), deadline=deadline
+                )
             )
         for _ in range(randomness.randint(1, 3)):
             compute(scheduler)
@@ -90,7 +92,7 @@ def test_verdicts_are_those_of_a_plain_simulation(num_blocks: int) -> None:
         ).sequences[0]
         candidate.state = SequenceState.WAITING
         now = randomness.uniform(0, 3)
-        assert gate.begin_step(now) == []
+        gate.begin_step(now)
         verdict = gate.judge(candidate)
         assert verdict is plain_verdict(gate, scheduler, candidate, now)
         seen[verdict] += 1
