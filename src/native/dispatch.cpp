@@ -37,7 +37,22 @@ bool is_zen5() {
   return family + (family == 15 ? (eax >> 20) & 255 : 0) == 0x1a;
 }
 
+// Bytes of a core's first data cache; 0 where CPUID does not tell. AMD's leaf has the layout of Intel's.
+unsigned first_cache_bytes() {
+  for (const unsigned leaf : {0x8000001du, 4u}) {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx) || (eax & 31) != 1) continue;  // 1: data
+    return ((ebx >> 22) + 1) * ((ebx >> 12 & 1023) + 1) * ((ebx & 4095) + 1) * (ecx + 1);
+  }
+  return 0;
+}
+
 }  // namespace
+
+bool has_large_first_cache() {
+  static const bool large = first_cache_bytes() >= 48 * 1024;
+  return large;
+}
 
 bool wants_stream_hints() {
   static const bool wants = is_zen5();
@@ -48,6 +63,7 @@ const Kernels* kernels_avx2() { return has_avx2() ? &kAvx2Kernels : nullptr; }
 const Kernels* kernels_avx512() { return has_avx512() ? &kAvx512Kernels : nullptr; }
 const Kernels* kernels_avx512bf16() { return has_avx512bf16() ? &kAvx512Bf16Kernels : nullptr; }
 #else
+bool has_large_first_cache() { return false; }
 const Kernels* kernels_avx2() { return nullptr; }
 const Kernels* kernels_avx512() { return nullptr; }
 const Kernels* kernels_avx512bf16() { return nullptr; }

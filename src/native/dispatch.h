@@ -6,6 +6,9 @@
 namespace oag {
 
 extern const Kernels kScalarKernels;
+
+// Whether a core's first data cache has 48 KiB or more.
+bool has_large_first_cache();
 #ifdef OAG_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;

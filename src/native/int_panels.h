@@ -1,6 +1,7 @@
 // What the integer micro-kernels work on. Include after a vector_*.h.
 #pragma once
 
+#include "dispatch.h"
 #include "layout.h"
 #include "panels.h"
 #include "product.h"
@@ -74,10 +75,10 @@ struct IntRange {
   }
 
   // Groups of inputs at a time: many, so that starting and ending a panel costs little, unless two panels read int8
-  // from memory, whose prefetched lines would push each other out of the L1 cache.
+  // from memory, whose prefetched lines would push each other out of an L1 cache of 32 KiB.
   int64_t chunk_groups() const {
     if (streaming()) return from.num_groups;
-    return count == 2 && level == 0 ? kChunkGroups / 4 : kChunkGroups;
+    return count == 2 && level == 0 ? kChunkGroups / (has_large_first_cache() ? 2 : 4) : kChunkGroups;
   }
 
   // A few rows, and a lone panel of int8, go through a tile in one chunk and prefetch what they are about to read.
