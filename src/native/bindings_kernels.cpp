@@ -56,14 +56,10 @@ PackedMatrix* pack(const std::string& format, int group,
   m.tile_bytes = packed_tile_bytes(m.format, m.k, group);
   packed->bytes = allocate_bytes(packed->nbytes());
   m.data = packed->bytes.get();
-  int64_t bad;
-  if (isa.empty()) {
-    bad = pack_rows(m, packed->bytes.get(), 0, m.n, source.data(), type);
-  } else {
-    const AlignedBytes buffer = allocate_bytes(static_cast<size_t>(round_up(m.k, kActivationGroup)) * sizeof(float));
-    bad = kernels_named(isa).pack_rows(m, packed->bytes.get(), 0, m.n, 1, source.data(), type,
-                                       reinterpret_cast<float*>(buffer.get()));
-  }
+  std::vector<float> buffer(pack_buffer_floats(m.k));
+  const int64_t bad =
+      isa.empty() ? pack_rows(m, packed->bytes.get(), 0, m.n, source.data(), type, buffer.data())
+                  : kernels_named(isa).pack_rows(m, packed->bytes.get(), 0, m.n, 1, source.data(), type, buffer.data());
   if (bad >= 0) {
     throw nb::value_error(
         ("row " + std::to_string(bad) + " holds a weight that is not finite or that " + format + " cannot hold")

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "decoder.h"
 
@@ -185,12 +186,13 @@ nb::tuple step(Decoder& decoder, nb::handle batch) {
 }
 
 // Sample rows of given logits, as a step does after its head.
-nb::tuple sample(nb::handle logits, nb::handle batch, const std::string& instruction_set) {
+nb::tuple sample(nb::handle logits, nb::handle batch, const char* instruction_set) {
   const auto rows = BatchReader::convert<float>(logits, "logits", {-1, -1});
   const auto vocab_size = static_cast<int64_t>(rows.shape(1));
   const SampleReader reader(batch, vocab_size);
-  const Kernels* kernels = select_kernels(instruction_set.c_str());
-  if (kernels == nullptr) throw std::invalid_argument("instruction set \"" + instruction_set + "\" cannot run here");
+  const Kernels* kernels = select_kernels(instruction_set);
+  if (kernels == nullptr)
+    throw std::invalid_argument("instruction set \"" + std::string(instruction_set) + "\" cannot run here");
   if (vocab_size < 1) throw std::invalid_argument("logits need a vocabulary");
   check_samples(reader.arrays, static_cast<int64_t>(rows.shape(0)), vocab_size);
   SampleResults results(reader.arrays);
@@ -212,8 +214,11 @@ void bind_model(nb::module_& m) {
   bind_memory(m);
   bind_config(m);
   nb::class_<Decoder>(m, "Decoder")
-      .def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<WeightStore>, std::shared_ptr<KvPool>, DecoderConfig,
-                    const std::string&>(),
+      .def("__init__",
+           [](Decoder* self, nb::handle_t<ThreadPool> pool, nb::handle_t<WeightStore> weights,
+              nb::handle_t<KvPool> kv, const DecoderConfig& config, const char* instruction_set) {
+             new (self) Decoder(share(pool), share(weights), share(kv), config, instruction_set);
+           },
            "pool"_a, "weights"_a, "kv"_a, "config"_a, "instruction_set"_a = "")
       .def("step", step, "batch"_a)
       .def("set_heartbeat",

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -23,11 +24,11 @@ using namespace oag;
 namespace {
 
 using ShapeTuple = std::tuple<int, int64_t, int64_t, int>;
-using StreamedTuple = std::tuple<uint64_t, size_t, std::vector<uint32_t>>;
+using StreamedTuple = std::tuple<uint64_t, size_t, nb::sequence>;
 
-std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples, const std::vector<bool>& on_disk) {
+std::vector<MatrixShape> to_shapes(const nb::sequence& tuples, const std::vector<bool>& on_disk) {
   std::vector<MatrixShape> shapes;
-  for (const auto& [format, outputs, inputs, group] : tuples) {
+  for (const auto& [format, outputs, inputs, group] : to_vector<ShapeTuple>(tuples)) {
     if (format < 0 || format > static_cast<int>(WeightFormat::kNf4))
       throw std::invalid_argument("unknown weight format");
     const size_t index = shapes.size();
@@ -37,11 +38,13 @@ std::vector<MatrixShape> to_shapes(const std::vector<ShapeTuple>& tuples, const 
   return shapes;
 }
 
-void open_stream(WeightStore& store, int descriptor, bool direct, std::string name, int num_readers,
-                 size_t slice_bytes, const std::vector<StreamedTuple>& tuples) {
+void open_stream(WeightStore& store, int descriptor, bool direct, const char* name, int num_readers,
+                 size_t slice_bytes, const nb::sequence& tuples) {
+  StreamSource source{Descriptor(descriptor), direct, name, num_readers, slice_bytes};
   std::vector<StreamedMatrix> order;
-  for (const auto& [file_begin, num_bytes, checksums] : tuples) order.push_back({file_begin, num_bytes, checksums});
-  store.open_stream({descriptor, direct, std::move(name), num_readers, slice_bytes}, std::move(order));
+  for (const auto& [file_begin, num_bytes, checksums] : to_vector<StreamedTuple>(tuples))
+    order.push_back({file_begin, num_bytes, to_vector<uint32_t>(checksums)});
+  store.open_stream(std::move(source), std::move(order));
 }
 
 using Target = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -96,8 +99,8 @@ void bind_memory(nb::module_& m) {
   nb::exception<StreamError>(m, "WeightStreamError");
   m.def(
       "probe_stream",
-      [](int descriptor, bool direct, std::string name, int num_readers, uint64_t file_bytes, double seconds) {
-        return probe_stream({descriptor, direct, std::move(name), num_readers}, file_bytes, seconds);
+      [](int descriptor, bool direct, const char* name, int num_readers, uint64_t file_bytes, double seconds) {
+        return probe_stream({Descriptor(descriptor), direct, name, num_readers}, file_bytes, seconds);
       },
       "descriptor"_a, "direct"_a, "name"_a, "num_readers"_a, "file_bytes"_a, "seconds"_a,
       nb::call_guard<nb::gil_scoped_release>(),
@@ -113,11 +116,11 @@ void bind_memory(nb::module_& m) {
 
   nb::class_<WeightStore>(m, "WeightStore")
       .def("__init__",
-           [](WeightStore* self, std::shared_ptr<ThreadPool> pool, const std::vector<ShapeTuple>& shapes,
-              const std::vector<bool>& on_disk, size_t ring_bytes) {
-             new (self) WeightStore(std::move(pool), to_shapes(shapes, on_disk), ring_bytes);
+           [](WeightStore* self, nb::handle_t<ThreadPool> pool, const nb::sequence& shapes,
+              const nb::sequence& on_disk, size_t ring_bytes) {
+             new (self) WeightStore(share(pool), to_shapes(shapes, to_vector<bool>(on_disk)), ring_bytes);
            },
-           "pool"_a, "shapes"_a, "on_disk"_a = std::vector<bool>(), "ring_bytes"_a = 0)
+           "pool"_a, "shapes"_a, "on_disk"_a = nb::make_tuple(), "ring_bytes"_a = 0)
       .def("pack_rows", pack, "index"_a, "row_begin"_a, "row_step"_a, "rows"_a)
       .def("matrix_bytes", &WeightStore::matrix_bytes, "index"_a)
       .def("rows_packed", &WeightStore::rows_packed, "index"_a)
@@ -148,7 +151,8 @@ void bind_memory(nb::module_& m) {
       .def("resize", &KvPool::resize, "num_blocks"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("copy", &KvPool::copy, "source"_a, "destination"_a)
       .def("export_blocks",
-           [](const KvPool& pool, const std::vector<int64_t>& blocks) {
+           [](const KvPool& pool, const nb::sequence& numbers) {
+             const std::vector<int64_t> blocks = to_vector<int64_t>(numbers);
              for (int64_t block : blocks) pool.check(block);
              PyObject* data = PyBytes_FromStringAndSize(
                  nullptr, static_cast<Py_ssize_t>(blocks.size() * pool.block_bytes()));
@@ -160,7 +164,8 @@ void bind_memory(nb::module_& m) {
            },
            "blocks"_a)
       .def("import_blocks",
-           [](KvPool& pool, const std::vector<int64_t>& blocks, const nb::bytes& data) {
+           [](KvPool& pool, const nb::sequence& numbers, const nb::bytes& data) {
+             const std::vector<int64_t> blocks = to_vector<int64_t>(numbers);
              for (int64_t block : blocks) pool.check(block);
              if (data.size() != blocks.size() * pool.block_bytes())
                throw std::invalid_argument(std::to_string(blocks.size()) + " blocks take " +
@@ -172,9 +177,9 @@ void bind_memory(nb::module_& m) {
            "blocks"_a, "data"_a)
       .def("touch", &KvPool::touch, nb::call_guard<nb::gil_scoped_release>())
       .def("release_unused",
-           [](KvPool& pool, const std::vector<int64_t>& live_blocks) {
+           [](KvPool& pool, const nb::sequence& live_blocks) {
              std::vector<bool> live(static_cast<size_t>(pool.num_blocks()));
-             for (int64_t block : live_blocks) {
+             for (int64_t block : to_vector<int64_t>(live_blocks)) {
                pool.check(block);
                live[static_cast<size_t>(block)] = true;
              }

@@ -156,9 +156,11 @@ size_t packed_tile_bytes(WeightFormat, int64_t k, int group);
 // point 0..15 and fp16 scale, the clip of each group chosen by squared error among several; nf4: absmax codebook with
 // entries rounded to int8/127. Non-finite weights, and weights whose scale fp16 (int4, nf4) or whose value bf16 cannot
 // hold, are an error: returns the first bad row of the matrix, or -1. Source row i goes to row row_begin + i * row_step
-// (2 interleaves gate and up). Threads may pack different rows of one matrix at once.
+// (2 interleaves gate and up). Threads may pack different rows of one matrix at once, each with a `buffer` of its own of
+// pack_buffer_floats(k) floats: this is called where nothing may be allocated.
 int64_t pack_rows(const Matrix&, uint8_t* data, int64_t row_begin, int64_t count, const void* source, SourceType,
-                  int64_t row_step = 1);
+                  float* buffer, int64_t row_step = 1);
+size_t pack_buffer_floats(int64_t k);
 
 // ---- dispatch (dispatch.cpp) ----
 const Kernels* kernels_scalar();

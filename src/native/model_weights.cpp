@@ -1,7 +1,5 @@
 #include "model_weights.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -76,18 +74,15 @@ uint8_t* WeightStore::stage(int64_t index) {
   return ring_.data();
 }
 
-void WeightStore::open_stream(const StreamSource& source, std::vector<StreamedMatrix> order) {
+void WeightStore::open_stream(StreamSource source, std::vector<StreamedMatrix> order) {
   bool fits = stream_ == nullptr && static_cast<int64_t>(order.size()) == num_streamed_;
   for (int64_t index = 0; fits && index < num_matrices(); ++index) {
     const int64_t position = stream_position(index);
     fits = position < 0 || order[static_cast<size_t>(position)].num_bytes == matrix_bytes(index);
   }
-  if (!fits) {
-    close(source.descriptor);
-    throw std::invalid_argument("the stream's matrices are not those that the store has on disk");
-  }
+  if (!fits) throw std::invalid_argument("the stream's matrices are not those that the store has on disk");
   staged_ = -1;
-  stream_ = std::make_unique<WeightStream>(source, std::move(order), ring_);
+  stream_ = std::make_unique<WeightStream>(std::move(source), std::move(order), ring_);
 }
 
 size_t WeightStore::matrix_bytes(int64_t index) const {
@@ -108,11 +103,14 @@ int64_t WeightStore::pack(int64_t index, int64_t row_begin, int64_t row_step, in
   const size_t row_bytes = static_cast<size_t>(target.k) * value_bytes(type);
   constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   std::atomic<int64_t> first_bad{kNone};
+  const size_t buffer_floats = pack_buffer_floats(target.k);
+  std::vector<float> buffers(buffer_floats * static_cast<size_t>(pool_->num_threads()));
   pool_->run([&](int thread) {
     int64_t begin, end;
     while (pool_->claim(thread, count, kRowsPerClaim, &begin, &end)) {
       const int64_t bad = pack_rows(target, data, row_begin + begin * row_step, end - begin,
-                                    bytes + static_cast<size_t>(begin) * row_bytes, type, row_step);
+                                    bytes + static_cast<size_t>(begin) * row_bytes, type,
+                                    buffers.data() + static_cast<size_t>(thread) * buffer_floats, row_step);
       int64_t seen = first_bad.load();
       while (bad >= 0 && bad < seen && !first_bad.compare_exchange_weak(seen, bad)) {
       }

@@ -40,9 +40,9 @@ class WeightStore {
   // the stream is open, or if the ring is too small.
   uint8_t* stage(int64_t index);
 
-  // Read the matrices on disk from a packed file from now on, `order` being theirs, in the order of the store. Takes the
-  // descriptor over. Throws what `WeightStream` throws.
-  void open_stream(const StreamSource& source, std::vector<StreamedMatrix> order);
+  // Read the matrices on disk from a packed file from now on, `order` being theirs, in the order of the store.
+  // Throws what `WeightStream` throws.
+  void open_stream(StreamSource source, std::vector<StreamedMatrix> order);
   WeightStream* stream() const { return stream_.get(); }  // nullptr: none is open
   // Place in the stream's order; -1 for a matrix in memory.
   int64_t stream_position(int64_t index) const { return stream_positions_.at(static_cast<size_t>(index)); }

@@ -1,6 +1,4 @@
 // Packing of weights. The work is done by the best set; all sets write the same bytes.
-#include <vector>
-
 #include "kernels.h"
 #include "layout.h"
 
@@ -20,11 +18,12 @@ size_t packed_tile_bytes(WeightFormat format, int64_t k, int group) {
   }
 }
 
+size_t pack_buffer_floats(int64_t k) { return static_cast<size_t>(round_up(k, kActivationGroup)); }
+
 int64_t pack_rows(const Matrix& matrix, uint8_t* data, int64_t row_begin, int64_t count, const void* source,
-                  SourceType type, int64_t row_step) {
+                  SourceType type, float* buffer, int64_t row_step) {
   static const Kernels* kernels = select_kernels(nullptr);
-  std::vector<float> buffer(static_cast<size_t>(round_up(matrix.k, kActivationGroup)));
-  const int64_t bad = kernels->pack_rows(matrix, data, row_begin, count, row_step, source, type, buffer.data());
+  const int64_t bad = kernels->pack_rows(matrix, data, row_begin, count, row_step, source, type, buffer);
   return bad < 0 ? -1 : row_begin + bad * row_step;
 }
 

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "threads.h"
+
 namespace oag {
 namespace {
 
@@ -21,17 +23,21 @@ template <class F>
 double run_threads(int num_threads, F f) {
   std::atomic<int> waiting{num_threads};
   std::vector<double> begins(static_cast<size_t>(num_threads)), ends(static_cast<size_t>(num_threads));
-  std::vector<std::thread> threads;
-  for (int i = 0; i < num_threads; ++i) {
-    threads.emplace_back([&, i] {
-      waiting.fetch_sub(1);
-      while (waiting.load() > 0) std::this_thread::yield();
-      begins[static_cast<size_t>(i)] = now();
-      f(i);
-      ends[static_cast<size_t>(i)] = now();
-    });
+  std::vector<std::jthread> threads;
+  try {
+    for (int i = 0; i < num_threads; ++i)
+      start_thread(threads, [&, i] {
+        waiting.fetch_sub(1);
+        while (waiting.load() > 0) std::this_thread::yield();
+        begins[static_cast<size_t>(i)] = now();
+        f(i);
+        ends[static_cast<size_t>(i)] = now();
+      });
+  } catch (...) {
+    waiting = 0;  // those that wait for the missing ones go on, and are joined
+    throw;
   }
-  for (std::thread& thread : threads) thread.join();
+  threads.clear();
   return *std::max_element(ends.begin(), ends.end()) - *std::min_element(begins.begin(), begins.end());
 }
 

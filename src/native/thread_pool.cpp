@@ -9,6 +9,8 @@
 #include <climits>
 #include <stdexcept>
 
+#include "threads.h"
+
 namespace oag {
 namespace {
 
@@ -68,7 +70,7 @@ ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), n
   spin_rounds_ = num_threads <= num_cores ? kSpinRounds : 0;
   workers_.reserve(num_threads - 1);
   try {
-    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    for (int thread = 1; thread < num_threads; ++thread) start_thread(workers_, [this, thread] { work(thread); });
   } catch (...) {
     stop_ = true;
     advance(start_);

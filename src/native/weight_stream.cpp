@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "checksum.h"
+#include "threads.h"
 
 namespace oag {
 namespace {
@@ -26,32 +27,41 @@ std::chrono::nanoseconds to_duration(int64_t seconds, int64_t nanoseconds) {
 size_t num_pieces(const StreamedMatrix& matrix) { return (matrix.ring_bytes() + kPieceBytes - 1) / kPieceBytes; }
 
 // Read `num_bytes` of a file, of which `wanted_bytes` must be there; returns what went wrong, or nothing.
-std::string read_range(const StreamSource& source, uint8_t* target, uint64_t begin, size_t num_bytes,
+StreamFault read_range(const StreamSource& source, uint8_t* target, uint64_t begin, size_t num_bytes,
                        size_t wanted_bytes) {
   size_t done = 0;
   while (done < wanted_bytes) {
     const ssize_t count =
-        pread(source.descriptor, target + done, num_bytes - done, static_cast<off_t>(begin + done));
+        pread(source.descriptor.number(), target + done, num_bytes - done, static_cast<off_t>(begin + done));
     if (count < 0 && errno == EINTR) continue;
     // A direct read that does not begin on a block, behind a short one, is one behind the file's end.
     const bool ended = count == 0 || (count < 0 && errno == EINVAL && done % kDirectBytes != 0);
-    if (ended) return "it ends at byte " + std::to_string(begin + done) + ": somebody truncated it";
-    if (count < 0) return "byte " + std::to_string(begin + done) + " cannot be read: " + std::strerror(errno);
+    if (ended) return {StreamFault::Kind::kEnded, begin + done, 0};
+    if (count < 0) return {StreamFault::Kind::kUnreadable, begin + done, errno};
     done += static_cast<size_t>(count);
   }
   if (!source.direct)
-    posix_fadvise(source.descriptor, static_cast<off_t>(begin), static_cast<off_t>(num_bytes), POSIX_FADV_DONTNEED);
+    posix_fadvise(source.descriptor.number(), static_cast<off_t>(begin), static_cast<off_t>(num_bytes),
+                  POSIX_FADV_DONTNEED);
   return {};
 }
 
 }  // namespace
 
-WeightStream::WeightStream(const StreamSource& source, std::vector<StreamedMatrix> order, Memory& ring)
-    : source_(source), order_(std::move(order)), ring_(ring), verified_(order_.size()), entries_(order_.size()) {
+std::string StreamFault::words() const {
+  const std::string where = "byte " + std::to_string(byte);
+  if (kind == Kind::kEnded) return "it ends at " + where + ": somebody truncated it";
+  if (kind == Kind::kAltered) return "the matrix at " + where + " does not match its checksum";
+  return where + " cannot be read: " + std::strerror(error);
+}
+
+WeightStream::WeightStream(StreamSource source, std::vector<StreamedMatrix> order, Memory& ring)
+    : source_(std::move(source)), order_(std::move(order)), ring_(ring), verified_(order_.size()), entries_(order_.size()) {
   try {
     check(ring.size());
-    if (!source_.direct) posix_fadvise(source_.descriptor, 0, 0, POSIX_FADV_RANDOM);  // no pages beyond those asked for
-    for (int reader = 0; reader < source_.num_readers; ++reader) readers_.emplace_back([this] { read_ahead(); });
+    // No pages beyond those asked for.
+    if (!source_.direct) posix_fadvise(source_.descriptor.number(), 0, 0, POSIX_FADV_RANDOM);
+    for (int reader = 0; reader < source_.num_readers; ++reader) start_thread(readers_, [this] { read_ahead(); });
   } catch (...) {
     stop();
     throw;
@@ -81,7 +91,6 @@ void WeightStream::stop() {
   }
   room_.notify_all();
   for (std::thread& reader : readers_) reader.join();
-  close(source_.descriptor);
 }
 
 // ---- the decoder's side ----
@@ -100,7 +109,7 @@ void WeightStream::begin_pass() {
 
 std::string WeightStream::failure() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return failure_;
+  return "weights on disk: " + source_.name + ": " + fault_.words();
 }
 
 const uint8_t* WeightStream::wait(size_t position, bool leads, uint64_t* heartbeat) {
@@ -141,11 +150,11 @@ void WeightStream::read_ahead() {
     if (stopped_) return;
     ++num_busy_;
     lock.unlock();
-    std::string why = read(piece);
+    StreamFault fault = read(piece);
     lock.lock();
-    if (why.empty() && entry(piece.sequence).num_unread == 1) why = verify(piece.sequence, lock);
-    if (!why.empty()) {
-      fail(piece.sequence, why);
+    if (!fault.any() && entry(piece.sequence).num_unread == 1) fault = verify(piece.sequence, lock);
+    if (fault.any()) {
+      fail(piece.sequence, fault);
     } else {
       --entry(piece.sequence).num_unread;
       publish();
@@ -186,7 +195,7 @@ bool WeightStream::claim() {
 }
 
 // Read a piece; returns what went wrong, or nothing.
-std::string WeightStream::read(const Piece& piece) {
+StreamFault WeightStream::read(const Piece& piece) const {
   const StreamedMatrix& wanted = matrix(piece.sequence);
   const size_t begin = piece.index * kPieceBytes;
   const size_t num_bytes = std::min(kPieceBytes, wanted.ring_bytes() - begin);
@@ -201,7 +210,7 @@ std::string WeightStream::read(const Piece& piece) {
 // Begin a new generation if the file has changed since the last look, or so short before it that nobody could tell.
 void WeightStream::look_for_changes() {
   struct stat status;
-  if (fstat(source_.descriptor, &status) != 0) status = {};
+  if (fstat(source_.descriptor.number(), &status) != 0) status = {};
   const Signature now{status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec, status.st_ctim.tv_sec,
                       status.st_ctim.tv_nsec};
   const auto clock = std::chrono::system_clock::now().time_since_epoch();
@@ -212,7 +221,7 @@ void WeightStream::look_for_changes() {
 }
 
 // Compare a matrix that was read with its checksums, unless it was good when it was read from the same unchanged file.
-std::string WeightStream::verify(uint64_t sequence, std::unique_lock<std::mutex>& lock) {
+StreamFault WeightStream::verify(uint64_t sequence, std::unique_lock<std::mutex>& lock) {
   look_for_changes();
   const uint64_t before = entry(sequence).generation;
   if (before == generation_ && verified_[position_of(sequence)] == generation_) return {};
@@ -225,7 +234,7 @@ std::string WeightStream::verify(uint64_t sequence, std::unique_lock<std::mutex>
       break;
   lock.lock();
   if (num_good < wanted.checksums.size())
-    return "the matrix at byte " + std::to_string(wanted.file_begin) + " does not match its checksum";
+    return {StreamFault::Kind::kAltered, wanted.file_begin, 0};
   verified_[position_of(sequence)] = before;
   return {};
 }
@@ -239,44 +248,37 @@ void WeightStream::publish() {
   published_.notify_all();
 }
 
-void WeightStream::fail(uint64_t sequence, const std::string& why) {
+void WeightStream::fail(uint64_t sequence, const StreamFault& fault) {
   if (failed_ && failed_at_ <= sequence) return;
   failed_ = true;
   failed_at_ = sequence;
-  failure_ = "weights on disk: " + source_.name + ": " + why;
+  fault_ = fault;
   published_.notify_all();
 }
 
 double probe_stream(const StreamSource& source, uint64_t file_bytes, double seconds) {
   constexpr uint64_t kNumSlots = 64;
   const uint64_t num_pieces = file_bytes / kPieceBytes;
+  if (num_pieces == 0) throw std::invalid_argument("a disk is measured with a file of a MiB at least");
   std::atomic<uint64_t> next{0}, num_done{0};
   std::atomic<bool> failed{false};
-  double elapsed = 0;
-  try {
-    if (num_pieces == 0) throw std::invalid_argument("a disk is measured with a file of a MiB at least");
-    Memory slots(kNumSlots * kPieceBytes);
-    slots.populate(0, slots.size());
-    const auto begun = std::chrono::steady_clock::now();
-    const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count(); };
-    std::vector<std::thread> readers;
-    for (int reader = 0; reader < source.num_readers; ++reader)
-      readers.emplace_back([&] {
-        while (!failed && passed() < seconds) {
-          const uint64_t piece = next++;
-          const std::string why = read_range(source, slots.data() + piece % kNumSlots * kPieceBytes,
-                                             piece % num_pieces * kPieceBytes, kPieceBytes, kPieceBytes);
-          if (why.empty()) ++num_done;
-          else failed = true;
-        }
-      });
-    for (std::thread& reader : readers) reader.join();
-    elapsed = passed();
-  } catch (...) {
-    close(source.descriptor);
-    throw;
-  }
-  close(source.descriptor);
+  Memory slots(kNumSlots * kPieceBytes);
+  slots.populate(0, slots.size());
+  const auto begun = std::chrono::steady_clock::now();
+  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count(); };
+  const auto read_on = [&] {
+    while (!failed && passed() < seconds) {
+      const uint64_t piece = next++;
+      const StreamFault fault = read_range(source, slots.data() + piece % kNumSlots * kPieceBytes,
+                                           piece % num_pieces * kPieceBytes, kPieceBytes, kPieceBytes);
+      if (fault.any()) failed = true;
+      else ++num_done;
+    }
+  };
+  std::vector<std::jthread> readers;  // joined also where one of them cannot be started
+  for (int reader = 0; reader < source.num_readers; ++reader) start_thread(readers, read_on);
+  readers.clear();
+  const double elapsed = passed();
   if (failed) throw StreamError(source.name + " cannot be read");
   return static_cast<double>(num_done * kPieceBytes) / elapsed;
 }

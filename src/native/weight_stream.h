@@ -9,6 +9,8 @@
 // that all threads of a step agree on where a failed one ends.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -17,6 +19,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "model_memory.h"
@@ -32,9 +35,34 @@ class StreamError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What went wrong with a file; put into words by the thread that tells of it, as readers must not allocate.
+struct StreamFault {
+  enum class Kind { kNone, kEnded, kUnreadable, kAltered };
+  Kind kind = Kind::kNone;
+  uint64_t byte = 0;  // of the file
+  int error = 0;      // kUnreadable: errno
+
+  bool any() const { return kind != Kind::kNone; }
+  std::string words() const;
+};
+
+// An open file that is closed with its owner.
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number_(number) {}
+  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  ~Descriptor() {
+    if (number_ >= 0) close(number_);
+  }
+  int number() const { return number_; }
+
+ private:
+  int number_;
+};
+
 // A packed file that is open for reading, and how.
 struct StreamSource {
-  int descriptor = -1;  // the stream closes it
+  Descriptor descriptor;
   bool direct = true;   // opened with O_DIRECT; else pages are dropped behind each read
   std::string name;     // for messages
   int num_readers = 1;
@@ -57,9 +85,9 @@ struct StreamedMatrix {
 
 class WeightStream {
  public:
-  // `order` is the order of use in a step. Starts to read at once. Takes the descriptor over, also where it throws.
-  // Throws std::invalid_argument for a matrix that the ring cannot hold or that has too few checksums.
-  WeightStream(const StreamSource& source, std::vector<StreamedMatrix> order, Memory& ring);
+  // `order` is the order of use in a step. Starts to read at once. Throws std::invalid_argument for a matrix that
+  // the ring cannot hold or that has too few checksums, and std::bad_alloc.
+  WeightStream(StreamSource source, std::vector<StreamedMatrix> order, Memory& ring);
   ~WeightStream();
   WeightStream(const WeightStream&) = delete;
   WeightStream& operator=(const WeightStream&) = delete;
@@ -107,11 +135,11 @@ class WeightStream {
   void read_ahead();
   bool take_piece(Piece* piece);
   bool claim();
-  std::string read(const Piece& piece);
+  StreamFault read(const Piece& piece) const;
   void look_for_changes();
-  std::string verify(uint64_t sequence, std::unique_lock<std::mutex>& lock);
+  StreamFault verify(uint64_t sequence, std::unique_lock<std::mutex>& lock);
   void publish();
-  void fail(uint64_t sequence, const std::string& why);
+  void fail(uint64_t sequence, const StreamFault& fault);
   bool wait_until_ready(uint64_t sequence, bool leads, uint64_t* heartbeat);
 
   size_t position_of(uint64_t sequence) const { return static_cast<size_t>(sequence % order_.size()); }
@@ -135,7 +163,7 @@ class WeightStream {
   bool stopped_ = false;
   bool failed_ = false;
   uint64_t failed_at_ = 0;
-  std::string failure_;
+  StreamFault fault_;
   Signature signature_;
   uint64_t generation_ = 0;         // of the signature; a new one for every look while the file is being changed
   std::vector<uint64_t> verified_;  // the generation in which each matrix was read and checked
@@ -144,7 +172,7 @@ class WeightStream {
 };
 
 // Bytes per second at which a stream's readers read from a file of `file_bytes`, over and over for `seconds`, into the
-// same kind of memory as a stream. Takes 64 MiB for the moment and closes the descriptor.
+// same kind of memory as a stream. Takes 64 MiB for the moment.
 // Throws StreamError, std::invalid_argument, std::bad_alloc.
 double probe_stream(const StreamSource& source, uint64_t file_bytes, double seconds);
 

@@ -199,8 +199,14 @@ class DecoderConfig:
     portable_attention: bool
     quantise_per_token: bool
     kv_format: int
-    rotary: list[RotaryConfig]
-    layers: list[LayerConfig]
+    @property
+    def rotary(self) -> int: ...
+    @rotary.setter
+    def rotary(self, tables: Sequence[RotaryConfig]) -> None: ...
+    @property
+    def layers(self) -> int: ...
+    @layers.setter
+    def layers(self, layers: Sequence[LayerConfig]) -> None: ...
     def __init__(self) -> None: ...
 
 # ---- the decoder and the sampler (bindings_model.cpp) ----

@@ -43,7 +43,7 @@ class PackedWeights {
   oag::StreamSource source(int num_readers, bool direct = false) const {
     const int descriptor = open(name_, O_RDONLY | (direct ? O_DIRECT : 0));
     CHECK(descriptor >= 0);
-    return {descriptor, direct, name_, num_readers, kSliceBytes};
+    return {oag::Descriptor(descriptor), direct, name_, num_readers, kSliceBytes};
   }
   size_t ring_bytes() const {
     size_t total = 0;

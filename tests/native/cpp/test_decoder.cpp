@@ -126,9 +126,8 @@ TEST(decoder_steps_end_where_weights_cannot_be_read_and_later_ones_pass) {
     const std::vector<uint8_t> zeros(last.num_bytes);
     std::vector<uint8_t> good(last.num_bytes);
     const StreamSource source = file.source(1);
-    CHECK(pread(source.descriptor, good.data(), good.size(), static_cast<off_t>(last.file_begin)) ==
+    CHECK(pread(source.descriptor.number(), good.data(), good.size(), static_cast<off_t>(last.file_begin)) ==
           static_cast<ssize_t>(good.size()));
-    close(source.descriptor);
     file.write(last.file_begin, zeros.data(), zeros.size());
     int num_failed = 0;
     for (int32_t step = 0; step < 4; ++step) {

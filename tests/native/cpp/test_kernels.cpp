@@ -44,7 +44,8 @@ struct PackedGuarded {
     matrix.data = data.bytes();
     Guarded source(count(n * k) * sizeof(float));
     Numbers(count(n + k)).fill(source.as<float>(), count(n * k));
-    CHECK(pack_rows(matrix, data.bytes(), 0, n, source.bytes(), SourceType::kF32) == -1);
+    std::vector<float> buffer(pack_buffer_floats(k));
+    CHECK(pack_rows(matrix, data.bytes(), 0, n, source.bytes(), SourceType::kF32, buffer.data()) == -1);
   }
 };
 
@@ -202,12 +203,13 @@ TEST(interleaved_rows_land_between_each_other) {
     even[i] = rows[i / 64 * 128 + i % 64];
     odd[i] = rows[i / 64 * 128 + 64 + i % 64];
   }
-  CHECK(pack_rows(matrix, whole.bytes(), 0, 40, rows.data(), SourceType::kF32) == -1);
-  CHECK(pack_rows(matrix, pieces.bytes(), 0, 20, even.data(), SourceType::kF32, 2) == -1);
-  CHECK(pack_rows(matrix, pieces.bytes(), 1, 20, odd.data(), SourceType::kF32, 2) == -1);
+  std::vector<float> buffer(pack_buffer_floats(matrix.k));
+  CHECK(pack_rows(matrix, whole.bytes(), 0, 40, rows.data(), SourceType::kF32, buffer.data()) == -1);
+  CHECK(pack_rows(matrix, pieces.bytes(), 0, 20, even.data(), SourceType::kF32, buffer.data(), 2) == -1);
+  CHECK(pack_rows(matrix, pieces.bytes(), 1, 20, odd.data(), SourceType::kF32, buffer.data(), 2) == -1);
   CHECK(std::memcmp(whole.bytes(), pieces.bytes(), bytes) == 0);
   odd[64 * 3] = __builtin_nanf("");
-  CHECK(pack_rows(matrix, pieces.bytes(), 1, 20, odd.data(), SourceType::kF32, 2) == 7);
+  CHECK(pack_rows(matrix, pieces.bytes(), 1, 20, odd.data(), SourceType::kF32, buffer.data(), 2) == 7);
 }
 
 TEST(rows_stay_inside_their_memory) {

@@ -164,10 +164,9 @@ TEST(weight_stream_reports_what_the_system_says) {
   PackedWeights file;
   fill(file);
   Memory ring(least_ring(file));
-  StreamSource source = file.source(2);
-  close(source.descriptor);
-  source.descriptor = open("/tmp", O_RDONLY);  // a directory cannot be read
-  WeightStream stream(source, file.order, ring);
+  // A directory cannot be read.
+  WeightStream stream({Descriptor(open("/tmp", O_RDONLY)), false, "a directory", 2, PackedWeights::kSliceBytes},
+                      file.order, ring);
   CHECK(run_pass(stream) == 0);
   CHECK(stream.failure().find("Is a directory") != std::string::npos);
 }
