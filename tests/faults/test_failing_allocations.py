@@ -1,4 +1,4 @@
-"""Allocations of a step and charges of a load fail, each in turn: a smaller retry or a typed error, nothing left."""
+"""Allocations of loads and steps, and charges of a load fail, each in turn: a smaller retry or a typed error."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from openautoglm.executor.load import load_model
 from openautoglm.families.registry import weight_map
 from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.spec.goal import Goal
+from openautoglm.units import MIB
 
 HERE = Path(__file__).parent
 
@@ -31,9 +32,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_child(library: Path) -> dict[str, Any]:
+def run_child(library: Path, work: str, directory: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.child", str(library)],
+        [sys.executable, "-m", "tests.faults.child", str(library), work, str(directory)],
         env={**os.environ, "LD_PRELOAD": str(library)},
         cwd=HERE.parents[1], capture_output=True, text=True, timeout=280,
     )  # fmt: skip
@@ -42,8 +43,20 @@ def run_child(library: Path) -> dict[str, Any]:
     return result
 
 
-def test_steps_whose_allocations_fail(library: Path):
-    result = run_child(library)
+@pytest.mark.parametrize(("work", "least"), [("load", 100), ("pack", 100), ("restore", 100)])
+def test_loads_whose_allocations_fail(library: Path, tmp_path: Path, work: str, least: int):
+    result = run_child(library, work, tmp_path)
+    # Every allocation of a load, however many there are; the last load of all had nothing left to fail.
+    assert result["outcomes"] == {"OutOfMemoryError": result["reached"], "loaded": 1}
+    assert result["reached"] >= least
+    # What a load leaves behind is the allocator's own; a single layer of this model is larger than this.
+    assert result["grown_bytes"] < MIB
+    assert (result["left_files"], result["left_threads"]) == (0, 0)
+    assert result["same_answer"]
+
+
+def test_steps_whose_allocations_fail(library: Path, tmp_path: Path):
+    result = run_child(library, "step", tmp_path)
     outcomes = result["outcomes"]
     assert set(outcomes) <= {"whole", "error"}, outcomes
     # A step that failed is tried again, smaller: nearly every request ends as if nothing had happened.
