@@ -62,7 +62,11 @@ def plan_for(directory: Path, formats: ModelFormats, layers: Sequence[int], num_
     rooms = layer_rooms(spec, formats)
     ring = ring_bytes([rooms[layer] for layer in layers])
     offload = OffloadPlan(
-        layers=tuple(layers), disk_bytes=sum(sizes[layer] for layer in layers), ring_bytes=ring, num_readers=3
+        layers=tuple(layers),
+        file_bytes=0,
+        disk_bytes=sum(sizes[layer] for layer in layers),
+        ring_bytes=ring,
+        num_readers=3,
     )
     return replace(plan, offload=offload, breakdown=replace(plan.breakdown, ring_bytes=ring))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -53,8 +52,8 @@ def held() -> Held:
     gc.collect()
     return Held(
         anonymous_bytes=measure_process_memory().anonymous_bytes,
-        num_files=len(os.listdir("/proc/self/fd")),
-        num_threads=len(os.listdir("/proc/self/task")),
+        num_files=len(list(Path("/proc/self/fd").iterdir())),
+        num_threads=len(list(Path("/proc/self/task").iterdir())),
     )
 
 
@@ -94,7 +93,7 @@ def fail_loads(library: ctypes.CDLL, prepared: Prepared, cache: PackedCache | No
             executor = load(prepared, ledger, cache)
         except OutOfMemoryError:
             outcomes["OutOfMemoryError"] += 1
-        except BaseException as error:  # whatever else it is, the test shows it
+        except BaseException as error:  # noqa: BLE001  whatever else it is, the test shows it
             outcomes[f"{type(error).__name__}: {error}"] += 1
         else:
             outcomes["loaded"] += 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import openautoglm
 from openautoglm import LLM, SamplingParams
+from openautoglm.engine import weights_on_disk
 from openautoglm.errors import ConfigError, DoesNotFitError, EngineError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
@@ -40,6 +44,39 @@ def test_without_a_cache_nothing_is_left(tmp_path: Path, expected: str):
     with open_on_disk(tmp_path, cache="off") as llm:
         assert list(tmp_path.iterdir()) == []
         assert llm.generate(PROMPT, GREEDY)[0].text == expected
+
+
+# Killed in the middle of its load, as by the system that is short of memory.
+KILLED = """
+import os, signal, sys
+from openautoglm.engine.assemble import open_engine, prepare
+from openautoglm.engine.options import EngineOptions
+from openautoglm.spec.goal import Goal
+from openautoglm.spec.offload import parse_placement
+goal = Goal(context_tokens=512, placement=parse_placement("layers.1-3=disk"), offload_directory=sys.argv[1])
+def progress(news):
+    if news.stage == "load" and news.done_bytes > news.total_bytes // 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+open_engine(prepare(EngineOptions(model="demo", goal=goal, cache="off")), progress=progress)
+"""
+
+
+def test_what_a_killed_load_left_goes_at_the_next_start(tmp_path: Path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("offload-")
+    assert sum(path.stat().st_size for path in left.iterdir()) > 1 << 20
+    with open_on_disk(tmp_path, cache="off"):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is kept spare is raised to more than any disk has: the disk itself stays as it is."""
+    monkeypatch.setattr(weights_on_disk, "SPARE_DISK_BYTES", 1 << 62)
+    with pytest.raises(DoesNotFitError, match="can take 0 B"):
+        open_on_disk(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_ends_the_request_and_no_more(tmp_path: Path, expected: str):

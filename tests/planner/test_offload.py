@@ -19,7 +19,8 @@ from openautoglm.planner.offload import predict, spans, spread
 from openautoglm.planner.search import make_plan
 from openautoglm.spec.formats import ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
-from openautoglm.spec.offload import OffloadMode, Placement, parse_placement
+from openautoglm.spec.offload import DiskRoom, OffloadMode, Placement, parse_placement
+from openautoglm.spec.plan import Component
 from openautoglm.units import GIB, MIB
 from tests.planner.models import GLM_9B, machine
 from tests.planner.test_search import parse_command
@@ -180,7 +181,7 @@ def test_layers_are_spread_evenly():
 @pytest.mark.parametrize(("disk", "memory", "limit"), [(GIB, 40 * GIB, "the disk"), (40 * GIB, 2 * GIB, "memory")])
 def test_the_speed_is_that_of_the_slower_of_disk_and_memory(disk, memory, limit):
     plan = plan_in(6 * GIB, offload=OffloadMode.DISK)
-    plan = predict(plan, disk_bytes_per_second=disk, memory_bytes_per_second=memory, direct=True)
+    plan = predict(plan, disk_bytes_per_second=disk, memory_bytes_per_second=memory, direct=True, write_seconds=12.4)
     read = layer_disk_bytes(GLM_9B, INT8)[0] * 40 + plan.breakdown.head_weight_bytes
     seconds = sorted((plan.offload.disk_bytes / disk, read / (0.75 * memory)))
     assert plan.offload.speed.tokens_per_second == pytest.approx(1 / (seconds[1] + 0.3 * seconds[0]), rel=1e-6)
@@ -192,8 +193,64 @@ def test_the_speed_is_that_of_the_slower_of_disk_and_memory(disk, memory, limit)
     assert answer["offload"]["layers"] == list(plan.offload.layers)
     assert answer["offload"]["direct_reads"] is True
     assert answer["breakdown"]["ring_bytes"] == plan.offload.ring_bytes
-    slow = predict(replace(plan, reasons=()), disk_bytes_per_second=1, memory_bytes_per_second=1, direct=False)
+    assert answer["offload"]["write_seconds"] == 12.4
+    assert any("first load: writes a file" in reason and "about 12 s" in reason for reason in plan.reasons)
+    slow = predict(
+        replace(plan, reasons=()),
+        disk_bytes_per_second=1,
+        memory_bytes_per_second=1,
+        direct=False,
+        write_seconds=0.0,
+    )
+    assert any("stands on the disk already" in reason for reason in slow.reasons)
     assert any("no direct reads" in reason for reason in slow.reasons)
+
+
+def packed_bytes(quant=NumberFormat.INT8):
+    """The file of GLM_9B by hand: header and vectors below a page or two, tables, and 40 layers."""
+    plan = plan_in(64 * GIB, quant=quant, context_tokens=2048, concurrency=1)
+    (part,) = (part for part in plan.breakdown.parts_of(Component.DISK) if part.name == "packed weights")
+    assert 0 <= part.num_bytes - plan.breakdown.weight_bytes < MIB
+    return part.num_bytes
+
+
+def planned_with(room, memory_bytes=3 * GIB, **wishes):
+    return make_plan(GLM_9B, machine(), Goal(memory_bytes=memory_bytes, **wishes), model="m", disk_room=room)
+
+
+def test_a_disk_that_cannot_hold_the_file_takes_no_layers():
+    wishes = {"quant": NumberFormat.INT8, "context_tokens": 2048, "concurrency": 1}
+    needed = packed_bytes()
+    for room in (
+        DiskRoom(directory="/disk", free_bytes=needed),
+        DiskRoom(directory="/disk", free_bytes=0, file_sizes=frozenset({needed})),
+    ):
+        offload = planned_with(room, **wishes).offload
+        assert offload is not None
+        assert offload.file_bytes == needed
+    small = DiskRoom(directory="/disk", free_bytes=needed - 1, file_sizes=frozenset({needed - 1}))
+    with pytest.raises(DoesNotFitError, match=r"/disk can take .*--offload-dir") as caught:
+        planned_with(small, **wishes)
+    assert not any("--offload" in command for command in caught.value.suggestions)
+    with pytest.raises(DoesNotFitError) as forbidden:
+        planned_with(small, offload=OffloadMode.NONE, **wishes)
+    assert not any("--offload auto" in command for command in forbidden.value.suggestions)
+    # A format whose file the disk holds is taken instead, where the goal leaves it open.
+    open_format = planned_with(small)
+    assert open_format.offload is not None
+    assert open_format.formats.layers.number is NumberFormat.INT4
+    # In memory no disk is asked.
+    assert planned_with(small, memory_bytes=64 * GIB).offload is None
+
+
+@pytest.mark.parametrize("wish", [{"placement": Placement(disk=(1, 2))}, {"offload": OffloadMode.DISK}])
+def test_layers_that_the_user_wants_on_a_full_disk_are_refused_with_a_way_out(wish):
+    full = DiskRoom(directory="/disk", free_bytes=0)
+    memory_bytes = 12 * GIB if "placement" in wish else 8 * GIB
+    with pytest.raises(DoesNotFitError, match="in memory alone it would") as caught:
+        planned_with(full, memory_bytes=memory_bytes, **wish)
+    _, goal = parse_command(caught.value.suggestions[0])
+    assert make_plan(GLM_9B, machine(), goal, model="m", disk_room=full).offload is None
 
 
 def test_plans_without_layers_on_disk_say_so():

@@ -140,6 +140,13 @@ class PackedCache:
             return 0, 0
         return len(sizes), sum(sizes)
 
+    def file_sizes(self) -> frozenset[int]:
+        """Return the bytes of each packed file; none where the directory cannot be read."""
+        try:
+            return frozenset(status.st_size for _, status in self._entries(_PACKED))
+        except OSError:
+            return frozenset()
+
     def remove_stale(self) -> None:
         """Remove files whose checkpoint is gone, and partial files whose writer died."""
         for path, _ in self._entries(_PARTIAL):

@@ -24,7 +24,7 @@ from openautoglm.engine.options import EngineOptions as EngineOptions  # the nam
 from openautoglm.engine.report_files import ReportFiles, report_directory
 from openautoglm.engine.spill_tiers import check_spill_directory, open_spill
 from openautoglm.engine.watch import EngineMemory
-from openautoglm.engine.weights_on_disk import packed_cache, with_speed
+from openautoglm.engine.weights_on_disk import disk_room, packed_cache, with_speed
 from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
 from openautoglm.executor.load import load_model
 from openautoglm.executor.measured import measured_memory
@@ -108,7 +108,8 @@ def prepare(options: EngineOptions, *, to_run: bool = False) -> Prepared:
     goal = options.goal if options.goal.quant is not None else replace(options.goal, quant=parsed.quant)
     machine = probe_machine()
     runtime = runtime_needs(spec, parsed, headers, server=options.server, packed_cache=options.cache != OFF)
-    plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime)
+    room = disk_room(goal, options.cache)
+    plan = make_plan(spec, machine, goal, model=name, unsupported=unsupported, runtime=runtime, disk_room=room)
     plan = with_speed(plan, options.cache)
     return Prepared(options=options, reference=name, config=config, spec=spec, machine=machine, plan=plan)
 

@@ -23,52 +23,63 @@ READ_SECONDS = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpeed:
-    """Bytes per second of several readers at once; `direct`: past the page cache."""
+    """Bytes per second of several readers at once; `direct`: past the page cache.
+
+    `write_bytes_per_second` is of one writer that waits for the disk, None where nothing was written.
+    """
 
     bytes_per_second: float
     direct: bool
+    write_bytes_per_second: float | None
 
 
-def measure_disk(directory: Path, *, num_readers: int) -> DiskSpeed:
+def measure_disk(directory: Path, *, num_readers: int, write: bool) -> DiskSpeed:
     """Read a packed file of `directory`, or one that is written for it, for less than half a second.
 
     A directory that is not there yet stands on the disk of its nearest parent. Takes 64 MiB, and disk space of 256 MiB,
-    for the moment; writing that takes about a second at most. Raises `ConfigError` where nothing can be written.
+    for the moment; writing that takes about a second at most, and is measured too (with `write`, in any case). The file
+    has no name, so that nothing of it is left whatever happens. Raises `ConfigError` where nothing can be written.
     """
     existing = directory.absolute()
     while not existing.is_dir():
         existing = existing.parent
     try:
-        with _some_file(existing) as path:
-            return _read(path, num_readers)
+        with _some_file(existing, write=write) as (path, write_bytes_per_second):
+            read_bytes_per_second, direct = _read(path, num_readers)
     except OSError as error:
         raise ConfigError(
             f"the disk of {directory} cannot be measured ({error.strerror or error}): choose another --offload-dir"
         ) from error
+    return DiskSpeed(
+        bytes_per_second=read_bytes_per_second, direct=direct, write_bytes_per_second=write_bytes_per_second
+    )
 
 
 @contextmanager
-def _some_file(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.glob("*.packed")):
+def _some_file(directory: Path, *, write: bool) -> Iterator[tuple[Path, float | None]]:
+    for path in () if write else sorted(directory.glob("*.packed")):
         if path.is_file() and path.stat().st_size >= PROBE_BYTES and os.access(path, os.R_OK):
-            yield path
+            yield path, None
             return
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=".speed-", suffix=".probe") as file:
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         noise = os.urandom(4 * MIB)
-        deadline = time.perf_counter() + WRITE_SECONDS
+        begun = time.perf_counter()
         written_bytes = 0
-        while written_bytes < PROBE_BYTES and (written_bytes < LEAST_BYTES or time.perf_counter() < deadline):
+        while written_bytes < PROBE_BYTES and (
+            written_bytes < LEAST_BYTES or time.perf_counter() < begun + WRITE_SECONDS
+        ):
             written_bytes += file.write(noise)
             os.fdatasync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        yield Path(file.name)
+        yield Path(f"/proc/self/fd/{file.fileno()}"), written_bytes / (time.perf_counter() - begun)
 
 
-def _read(path: Path, num_readers: int) -> DiskSpeed:
+def _read(path: Path, num_readers: int) -> tuple[float, bool]:
+    """Return bytes per second, and whether they go past the page cache."""
     descriptor, direct = open_direct(path)
     num_bytes = os.fstat(descriptor).st_size
     try:
         speed = _core.probe_stream(descriptor, direct, str(path), num_readers, num_bytes, READ_SECONDS)
     except _core.WeightStreamError as error:
         raise OSError(str(error)) from error
-    return DiskSpeed(bytes_per_second=speed, direct=direct)
+    return speed, direct

@@ -163,6 +163,7 @@ def offload_as_dict(offload: OffloadPlan) -> dict[str, object]:
     speed = offload.speed
     return {
         "layers": list(offload.layers),
+        "file_bytes": offload.file_bytes,
         "disk_bytes": offload.disk_bytes,
         "ring_bytes": offload.ring_bytes,
         "num_readers": offload.num_readers,
@@ -171,6 +172,7 @@ def offload_as_dict(offload: OffloadPlan) -> dict[str, object]:
         "disk_bytes_per_second": None if speed is None else round(speed.disk_bytes_per_second),
         "memory_bytes_per_second": None if speed is None else round(speed.memory_bytes_per_second),
         "tokens_per_second": None if speed is None else speed.tokens_per_second,
+        "write_seconds": None if speed is None else speed.write_seconds,
     }
 
 

@@ -59,6 +59,7 @@ def describe(pricer: Pricer, goal: Goal, choice: Choice) -> OffloadPlan | None:
         return None
     return OffloadPlan(
         layers=choice.disk_layers,
+        file_bytes=pricer.packed_file_bytes(choice.formats),
         disk_bytes=pricer.disk_bytes(choice),
         ring_bytes=pricer.breakdown(choice).ring_bytes,
         num_readers=NUM_READERS,
@@ -66,8 +67,17 @@ def describe(pricer: Pricer, goal: Goal, choice: Choice) -> OffloadPlan | None:
     )
 
 
-def predict(plan: Plan, *, disk_bytes_per_second: float, memory_bytes_per_second: float, direct: bool) -> Plan:
+def predict(
+    plan: Plan,
+    *,
+    disk_bytes_per_second: float,
+    memory_bytes_per_second: float,
+    direct: bool,
+    write_seconds: float,
+) -> Plan:
     """Return a plan with layers on disk that says how fast one sequence decodes, from two measured bandwidths.
+
+    `write_seconds` is what writing the file will take before that; 0 where it stands already.
 
     A step multiplies every layer and the head once, and readers work meanwhile. So it takes as long as the slower of
     the two, reading from disk or reading all weights from memory at the share that decoding reaches, and NOT_HIDDEN of
@@ -81,6 +91,7 @@ def predict(plan: Plan, *, disk_bytes_per_second: float, memory_bytes_per_second
         disk_bytes_per_second=disk_bytes_per_second,
         memory_bytes_per_second=memory_bytes_per_second,
         direct=direct,
+        write_seconds=write_seconds,
         tokens_per_second=1 / (max(disk_seconds, memory_seconds) + NOT_HIDDEN * min(disk_seconds, memory_seconds)),
     )
     slower = "the disk" if disk_seconds > memory_seconds else "memory"
@@ -89,8 +100,14 @@ def predict(plan: Plan, *, disk_bytes_per_second: float, memory_bytes_per_second
         f"reads {format_bytes(plan.offload.disk_bytes)} from disk at "
         f"{format_bytes(int(disk_bytes_per_second))}/s; all in memory it would be {1 / memory_seconds:.2f}"
     )
+    size = format_bytes(plan.offload.file_bytes)
+    first = (
+        f"first load: writes a file of packed weights of {size}, about {write_seconds:.0f} s for that"
+        if write_seconds > 0
+        else f"load: a file of packed weights of {size} stands on the disk already"
+    )
     caution = () if direct else ("disk: its file system has no direct reads, so reading goes through the page cache",)
-    return replace(plan, offload=replace(plan.offload, speed=speed), reasons=(*plan.reasons, reason, *caution))
+    return replace(plan, offload=replace(plan.offload, speed=speed), reasons=(*plan.reasons, reason, first, *caution))
 
 
 def reason(goal: Goal, plan: Plan) -> Iterator[str]:

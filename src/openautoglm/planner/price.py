@@ -14,6 +14,7 @@ from openautoglm.memory.workspace import WorkspaceBytes, workspace_parts
 from openautoglm.planner import parts
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.formats import ModelFormats
+from openautoglm.spec.offload import DiskRoom
 from openautoglm.spec.plan import BLOCK_TOKENS, Breakdown
 from openautoglm.spec.spill import SpillTiers
 from openautoglm.units import MIB
@@ -58,14 +59,25 @@ def largest_peak_bytes(budget_bytes: int) -> int:
 
 
 class Pricer:
-    """Prices of one architecture; sums over layers are computed once per format and step."""
+    """Prices of one architecture; sums over layers are computed once per format and step.
 
-    def __init__(self, spec: ArchSpec, runtime: RuntimeNeeds | None = None, spill: SpillTiers | None = None) -> None:
+    `disk_room` bounds what may stay on disk; None asks no disk.
+    """
+
+    def __init__(
+        self,
+        spec: ArchSpec,
+        runtime: RuntimeNeeds | None = None,
+        spill: SpillTiers | None = None,
+        disk_room: DiskRoom | None = None,
+    ) -> None:
         self.spec = spec
         self.spill = spill or SpillTiers()
+        self.disk_room = disk_room
         self.runtime = runtime or RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size))
         self._weights: dict[ModelFormats, WeightBytes] = {}
         self._layer_bytes: dict[ModelFormats, tuple[int, ...]] = {}
+        self._file_bytes: dict[ModelFormats, int] = {}
         self._layer_rooms: dict[ModelFormats, tuple[RingRoom, ...]] = {}
         self._block_bytes: dict[ModelFormats, int] = {}
         self._workspaces: dict[tuple[ModelFormats, int, int, int], WorkspaceBytes] = {}
@@ -159,5 +171,16 @@ class Pricer:
         return self.breakdown(choice).total_bytes
 
     def fits(self, choice: Choice, budget_bytes: int) -> bool:
-        """Return whether the predicted peak and its headroom fit the budget."""
-        return self.total_bytes(choice) <= budget_bytes
+        """Return whether the predicted peak and its headroom fit the budget, and layers on disk their disk."""
+        return self.total_bytes(choice) <= budget_bytes and self.has_disk_room(choice)
+
+    def has_disk_room(self, choice: Choice) -> bool:
+        """Return whether the disk can hold the file that layers on disk need."""
+        room = self.disk_room
+        return room is None or not choice.disk_layers or room.holds(self.packed_file_bytes(choice.formats))
+
+    def packed_file_bytes(self, formats: ModelFormats) -> int:
+        """Return the size of the file of packed weights."""
+        if formats not in self._file_bytes:
+            self._file_bytes[formats] = parts.packed_file_bytes(self.spec, formats, self._weight_bytes(formats))
+        return self._file_bytes[formats]

@@ -15,7 +15,7 @@ from openautoglm.planner.price import Choice, Pricer
 from openautoglm.spec.arch import ArchSpec
 from openautoglm.spec.goal import Goal, Objective
 from openautoglm.spec.machine import MachineSpec
-from openautoglm.spec.offload import OffloadPlan
+from openautoglm.spec.offload import DiskRoom, OffloadMode, OffloadPlan
 from openautoglm.spec.plan import Plan
 from openautoglm.units import format_bytes
 
@@ -28,26 +28,32 @@ def make_plan(
     model: str,
     unsupported: tuple[str, ...] = (),
     runtime: RuntimeNeeds | None = None,
+    disk_room: DiskRoom | None = None,
 ) -> Plan:
     """Choose settings for `spec` on `machine`: the goal's own where set, else the best that fit the budget.
 
     The budget is the goal's, or what machine and control groups leave now. `model` is how the user names the model
     (for commands in messages). `unsupported` are the executor's reasons for not running it; such a model is planned
     all the same. `runtime` sizes the process: None means a library with a tokenizer as large as published ones are.
-    Takes no memory to speak of; reads nothing but its arguments.
+    `disk_room` is what layers may take on disk; None asks no disk. Takes no memory to speak of; reads nothing but its
+    arguments.
 
     Raises `DoesNotFitError` (with a table and the nearest plans that fit) and `ConfigError` (a goal out of range).
     """
     candidates.check_goal(spec, goal)
     budget_bytes = goal.memory_bytes or min(machine.memory.available_bytes, machine.memory.limit_bytes)
     num_threads = goal.num_threads or machine.cpu.num_cores
-    pricer = Pricer(spec, runtime, goal.spill)
+    pricer = Pricer(spec, runtime, goal.spill, disk_room)
     chosen = _choose(pricer, goal, budget_bytes, num_threads)
     if chosen is not None:
         _check_spill(pricer, chosen)
         plan = _plan(pricer, chosen, budget_bytes, model, unsupported, offload.describe(pricer, goal, chosen))
         return replace(plan, reasons=reasons.explain(pricer, machine, goal, plan))
-    raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads)
+    short_disk = _short_disk(pricer, goal, budget_bytes, num_threads)
+    if short_disk and (goal.placement.disk or goal.offload is OffloadMode.DISK):
+        # The disk that the user wants cannot be had: what is suggested does without.
+        goal = replace(goal, placement=replace(goal.placement, disk=()), offload=OffloadMode.NONE)
+    raise _does_not_fit(pricer, machine, goal, budget_bytes, model, num_threads, short_disk)
 
 
 def _choose(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> Choice | None:
@@ -147,8 +153,30 @@ def _check_spill(pricer: Pricer, choice: Choice) -> None:
             )
 
 
+def _short_disk(pricer: Pricer, goal: Goal, budget_bytes: int, num_threads: int) -> str:
+    """Return what the disk lacks where layers on disk are all that would make the model fit; else nothing."""
+    room = pricer.disk_room
+    if room is None:
+        return ""
+    boundless = Pricer(pricer.spec, pricer.runtime, pricer.spill)
+    chosen = _choose(boundless, goal, budget_bytes, num_threads)
+    if chosen is None or not chosen.disk_layers:
+        return ""
+    return (
+        f"layers on disk would need a file of {format_bytes(boundless.packed_file_bytes(chosen.formats))}, but "
+        f"{room.directory} can take {format_bytes(room.free_bytes)}: free some space, or choose another disk with "
+        "--offload-dir"
+    )
+
+
 def _does_not_fit(
-    pricer: Pricer, machine: MachineSpec, goal: Goal, budget_bytes: int, model: str, num_threads: int
+    pricer: Pricer,
+    machine: MachineSpec,
+    goal: Goal,
+    budget_bytes: int,
+    model: str,
+    num_threads: int,
+    short_disk: str,
 ) -> DoesNotFitError:
     smallest = list(candidates.choices(pricer.spec, goal, num_threads))[-1]
     needed = pricer.total_bytes(smallest)
@@ -156,9 +184,14 @@ def _does_not_fit(
     source = "given by --memory" if goal.memory_bytes else reasons.free_memory(machine)
     suggestions = nearest.suggestions(pricer, goal, budget_bytes, model, num_threads)
     width = max(len(suggestion.command) for suggestion in suggestions)
+    memory = f"budget is {format_bytes(budget_bytes)} ({source})"
     lines = [
-        f"{model} does not fit, even at the least that the settings allow: it needs {format_bytes(needed)}, the "
-        f"budget is {format_bytes(budget_bytes)} ({source}), {format_bytes(needed - budget_bytes)} short",
+        f"{model} does not fit with layers on disk, as you set; in memory alone it would: it needs "
+        f"{format_bytes(needed)}, the {memory}"
+        if needed <= budget_bytes
+        else f"{model} does not fit, even at the least that the settings allow: it needs {format_bytes(needed)}, the "
+        f"{memory}, {format_bytes(needed - budget_bytes)} short",
+        *([short_disk] if short_disk else []),
         "",
         component_table(plan),
         "",

@@ -37,26 +37,43 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRoom:
+    """What a disk can hold of packed weights in `directory`: `free_bytes` more, beside files of `file_sizes` there."""
+
+    directory: str
+    free_bytes: int
+    file_sizes: frozenset[int] = frozenset()
+
+    def holds(self, file_bytes: int) -> bool:
+        """Return whether a file of this size fits, or stands there already."""
+        return file_bytes <= self.free_bytes or file_bytes in self.file_sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadSpeed:
-    """A predicted speed, and what it rests on: both bandwidths were measured.
+    """A predicted speed, and what it rests on: the bandwidths were measured.
 
     `tokens_per_second` is of one sequence that is decoded alone. `direct`: reads go past the page cache.
+    `write_seconds` is what writing the file of packed weights adds to the first load; 0 where it stands already.
     """
 
     disk_bytes_per_second: float
     memory_bytes_per_second: float
     direct: bool
     tokens_per_second: float
+    write_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadPlan:
     """Layers whose matrices stay in a packed file below `directory` ("": the default cache) and are read by each step.
 
-    `disk_bytes` are theirs; `ring_bytes` of memory are what they are read into, by `num_readers` threads.
+    The file takes `file_bytes`, as it holds all weights; `disk_bytes` are those of the layers on disk; `ring_bytes` of
+    memory are what they are read into, by `num_readers` threads.
     """
 
     layers: tuple[int, ...]
+    file_bytes: int
     disk_bytes: int
     ring_bytes: int
     num_readers: int
