@@ -1,6 +1,7 @@
 """How close plans come: planned against measured bytes, each load in a fresh process with its KV pool fully touched.
 
     python benchmarks/plan_accuracy.py --seconds 170        (again and again, until nothing is left to do)
+    python benchmarks/plan_accuracy.py --every 9            (a part of the matrix: each 9th cell, of all shapes)
     python benchmarks/plan_accuracy.py --whole              (published shapes as they are, few settings)
 
 The matrix: 8 shapes x 4 weight formats x 2 KV formats x 3 contexts x 3 concurrencies, 576 cells. Checkpoints of random
@@ -28,11 +29,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--whole", action="store_true", help="published shapes as they are")
+    parser.add_argument("--every", type=int, default=1, help="measure each Nth cell")
     parser.add_argument("--seconds", type=float, help="start no cell after so many seconds")
     parser.add_argument("--work-dir", type=Path, default=ROOT / "build" / "plan_accuracy")
     options = parser.parse_args()
     cells, name = (whole_cells(), "plan_accuracy_whole") if options.whole else (matrix_cells(), "plan_accuracy")
     file = options.work_dir / f"{name}.jsonl"
+    if options.every > 1:
+        cells, name = cells[:: options.every], f"{name}_every_{options.every}"
     rows = read_rows(file)
     started = time.monotonic()
     for cell in cells:
