@@ -243,14 +243,21 @@ def test_a_disk_that_cannot_hold_the_file_takes_no_layers():
     assert planned_with(small, memory_bytes=64 * GIB).offload is None
 
 
-@pytest.mark.parametrize("wish", [{"placement": Placement(disk=(1, 2))}, {"offload": OffloadMode.DISK}])
-def test_layers_that_the_user_wants_on_a_full_disk_are_refused_with_a_way_out(wish):
+def test_layers_that_the_user_places_on_a_full_disk_are_refused_with_a_way_out():
     full = DiskRoom(directory="/disk", free_bytes=0)
-    memory_bytes = 12 * GIB if "placement" in wish else 8 * GIB
     with pytest.raises(DoesNotFitError, match="in memory alone it would") as caught:
-        planned_with(full, memory_bytes=memory_bytes, **wish)
+        planned_with(full, memory_bytes=12 * GIB, placement=Placement(disk=(1, 2)))
     _, goal = parse_command(caught.value.suggestions[0])
     assert make_plan(GLM_9B, machine(), goal, model="m", disk_room=full).offload is None
+
+
+def test_disk_rather_than_less_says_why_it_takes_less():
+    full = DiskRoom(directory="/disk", free_bytes=0)
+    plan = planned_with(full, memory_bytes=8 * GIB, offload=OffloadMode.DISK)
+    assert plan.offload is None
+    assert any("because /disk can take only 0 B" in reason for reason in plan.reasons)
+    with pytest.raises(DoesNotFitError, match=r"/disk can take 0 B"):
+        planned_with(full, memory_bytes=3 * GIB, offload=OffloadMode.DISK)
 
 
 def test_plans_without_layers_on_disk_say_so():

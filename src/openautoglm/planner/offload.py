@@ -110,11 +110,21 @@ def predict(
     return replace(plan, offload=replace(plan.offload, speed=speed), reasons=(*plan.reasons, reason, first, *caution))
 
 
-def reason(goal: Goal, plan: Plan) -> Iterator[str]:
+def reason(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
     """Say which layers stay on disk and why."""
     offload = plan.offload
     if offload is None:
-        if goal.offload is OffloadMode.DISK:
+        room = pricer.disk_room
+        if (
+            goal.offload is OffloadMode.DISK
+            and room is not None
+            and not room.holds(pricer.packed_file_bytes(plan.formats))
+        ):
+            yield (
+                f"offload: no layer stays on disk, because {room.directory} can take only "
+                f"{format_bytes(room.free_bytes)}: choose another disk with --offload-dir"
+            )
+        elif goal.offload is OffloadMode.DISK:
             yield "offload: no layer stays on disk, because all of them fit in memory"
         return
     placed = f", {len(goal.placement.disk)} of them set by you" if goal.placement.disk else ""

@@ -28,7 +28,7 @@ def explain(pricer: Pricer, machine: MachineSpec, goal: Goal, plan: Plan) -> tup
         *_budget(machine, goal, plan),
         *_objective(goal),
         *_format(pricer, goal, plan),
-        *offload.reason(goal, plan),
+        *offload.reason(pricer, goal, plan),
         *_kv(pricer, goal, plan),
         *_context(pricer, goal, plan),
         *_concurrency(goal, plan),
