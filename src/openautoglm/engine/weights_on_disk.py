@@ -25,15 +25,15 @@ _LEAST_PROBED_BYTES = 16 * MIB
 
 
 def disk_room(goal: Goal, cache: str | None) -> DiskRoom | None:
-    """Return what the disk can hold that layers would stay on; None where no directory for them is known.
+    """Return what the disk can hold that layers would stay on; None where no directory for them is known or in reach.
 
     Raises `ConfigError` for a directory below the home of an unknown user.
     """
     try:
         directory = _directory(goal.offload_directory or "", cache)
-    except _NoHomeError:
-        return None
-    free_bytes = probe_disk(directory).free_bytes - SPARE_DISK_BYTES
+        free_bytes = probe_disk(directory).free_bytes - SPARE_DISK_BYTES
+    except (_NoHomeError, OSError):
+        return None  # a load that needs it says why it cannot be had
     stored = frozenset[int]() if cache == OFF else PackedCache(directory=directory).file_sizes()
     return DiskRoom(directory=str(directory), free_bytes=max(0, free_bytes), file_sizes=stored)
 
