@@ -51,10 +51,9 @@ using Target = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using SliceTuple = std::tuple<uint64_t, std::optional<Target>, size_t, uint32_t, bool>;
 
 // (first bad slice, end of a file that is too short), both -1 where nothing is wrong.
-std::pair<int64_t, int64_t> read_checked_slices(ThreadPool& pool, int descriptor,
-                                                const std::vector<SliceTuple>& tuples) {
+std::pair<int64_t, int64_t> read_checked_slices(ThreadPool& pool, int descriptor, const nb::sequence& tuples) {
   std::vector<CheckedSlice> slices;
-  for (const auto& [begin, target, num_bytes, checksum, drop_pages] : tuples) {
+  for (const auto& [begin, target, num_bytes, checksum, drop_pages] : to_vector<SliceTuple>(tuples)) {
     if (target.has_value() && target->shape(0) != num_bytes)
       throw std::invalid_argument("a slice of " + std::to_string(num_bytes) + " bytes has a target of " +
                                   std::to_string(target->shape(0)));
