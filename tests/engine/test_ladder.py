@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,6 +119,19 @@ def test_idle_prefixes_go_first_and_are_enough() -> None:
     assert machine.left_bytes() >= headroom_bytes(BUDGET)
     assert machine.engine.scheduler.admits
     check_outputs(machine, requests)
+
+
+@pytest.mark.parametrize(("hog_bytes", "level"), [(0, logging.INFO), (40 * MIB, logging.WARNING)])
+def test_a_full_pool_warns_nobody(caplog: pytest.LogCaptureFixture, hog_bytes: int, level: int) -> None:
+    caplog.set_level(logging.INFO)
+    machine = Machine()
+    add_many(machine, 12, tokens=60)
+    while machine.ladder.rung is Rung.NONE:
+        machine.hog_bytes = hog_bytes
+        machine.step()
+        machine.tick()
+    entered = next(record for record in caplog.records if "enters drop_prefix" in record.getMessage())
+    assert entered.levelno == level
 
 
 def test_rungs_come_in_order_and_go_in_reverse(caplog: pytest.LogCaptureFixture) -> None:

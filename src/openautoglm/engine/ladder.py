@@ -16,6 +16,7 @@ Everything here runs in the engine's thread; `watch.py` looks at memory beside i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -74,6 +75,7 @@ class Ladder:
         self._counted = (0, 0, 0)
         self._pressure = Pressure()
         self.transitions: Counter[Rung] = Counter()
+        self._ordinary = False  # whether prefixes are dropped only because the pool is full
 
     @property
     def rung(self) -> Rung:
@@ -199,7 +201,11 @@ class Ladder:
     def _enter(self, rung: Rung, pressure: Pressure, signals: MemorySignals) -> None:
         self.transitions[rung] += 1
         tightest = max(signals.rooms, key=room_level, default=None)
-        _log.warning(
+        if rung is Rung.DROP_PREFIX:
+            # A pool that is full of prefixes does what it is for: nobody needs to be warned.
+            self._ordinary = pressure.bytes < self._state.levels[rung].enter.bytes
+        _log.log(
+            self._log_level(rung),
             "memory ladder: enters %s (blocks %.2f, bytes %.2f%s)",
             rung.label,
             pressure.blocks,
@@ -227,8 +233,11 @@ class Ladder:
             case _:
                 return 0
 
+    def _log_level(self, rung: Rung) -> int:
+        return logging.INFO if rung is Rung.DROP_PREFIX and self._ordinary else logging.WARNING
+
     def _leave(self, rung: Rung) -> None:
-        _log.warning("memory ladder: leaves %s", rung.label)
+        _log.log(self._log_level(rung), "memory ladder: leaves %s", rung.label)
         match rung:
             case Rung.SMALLER_CHUNK:
                 try:

@@ -166,9 +166,9 @@ def _fitting(pricer: Pricer, goal: Goal, of: Sequence[Choice], budget_bytes: int
     """Yield each choice with the fewest layers on disk that make it fit; those that never fit are left out."""
     most = pricer.spec.num_layers - len({*goal.placement.disk, *goal.placement.memory})
     for choice in of:
-        # The first layers on disk may take more for their ring than they free, all together never do.
+        # Layers on disk may take more for their ring than they free: the first ones, and tiny ones all together.
         least = pricer.total_bytes(replace(choice, disk_layers=spread(pricer.spec, goal, most)))
-        for num_more in range(most + 1) if least <= budget_bytes or most < 3 else ():
+        for num_more in range(most + 1) if least <= budget_bytes or most < 3 else range(1):
             placed = replace(choice, disk_layers=spread(pricer.spec, goal, num_more))
             if pricer.fits(placed, budget_bytes):
                 yield placed
