@@ -76,7 +76,7 @@ def test_mixtures_tell_experts_from_what_every_token_reads():
 
 def test_a_server_has_one_part_more():
     names = [part.name for part in priced(GLM_9B, NumberFormat.INT8, server=True).parts_of(Component.RUNTIME)]
-    assert names == ["process", "tokenizer", "chat templates", "HTTP process"]
+    assert names == ["process", "tokenizer", "chat templates", "HTTP process", "block index"]
 
 
 def test_unquantised_weights_leave_no_packed_file():

@@ -45,7 +45,8 @@ def test_glm_9b_int4():
     assert breakdown.workspace_bytes == workspace_bytes(
         GLM_9B, choice.formats, max_step_tokens=128, max_step_rows=8, num_threads=2
     )
-    assert breakdown.runtime_bytes == runtime_bytes(RuntimeNeeds(tokenizer=estimated_tokenizer(151552)), 2)
+    processes = runtime_bytes(RuntimeNeeds(tokenizer=estimated_tokenizer(151552)), 2)
+    assert breakdown.runtime_bytes == processes + 3 * 63 * 560
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,10 @@ def test_slices_of_a_load_count_where_pool_and_workspace_are_smaller():
     _, large = price(spec, NumberFormat.INT8, 4096, 128)
     in_flight = loading_bytes(spec, ModelFormats.for_quantisation(NumberFormat.INT8), source_item_bytes=2)
     assert large.kv_bytes > in_flight > small.kv_bytes + small.workspace_bytes
-    assert small.runtime_bytes - large.runtime_bytes == in_flight - small.kv_bytes - small.workspace_bytes
+    # Like the pool, its index is not there yet when slices are: the small load's (one block) is in their shadow.
+    assert small.runtime_bytes - large.runtime_bytes == (
+        in_flight - small.kv_bytes - small.workspace_bytes - 128 * 256 * 560
+    )
 
 
 ROW = 1024 + 4  # an int8 row of 1024 inputs, packed with its scale

@@ -29,7 +29,11 @@ def engine_accounts(engine: Engine, executor: NativeExecutor, ledger: Ledger, pl
     return Accounts(
         private_bytes=private_resident_bytes(),
         measured=executor.resident_parts() | _spilled(engine),
-        charged={"requests": engine.charged_bytes, "request history": engine.history.num_bytes},
+        charged={
+            "requests": engine.charged_bytes,
+            "request history": engine.history.num_bytes,
+            "block index": engine.pool.index_bytes,
+        },
         ledger_bytes=ledger.in_use_bytes - others,
     )
 

@@ -33,8 +33,9 @@ from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.memory.allocations import AllocationTrace
-from openautoglm.memory.ledger import Ledger
+from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.memory.requests import request_space
+from openautoglm.memory.runtime import block_index_bytes
 from openautoglm.memory.spill_store import SpillStore
 from openautoglm.planner.explain import plan_table
 from openautoglm.planner.receipt import MeasuredMemory, receipt_as_dict, receipt_table
@@ -139,7 +140,7 @@ def open_engine(
     # A server's plan covers the HTTP process, which started this one, and its template worker too.
     tree = os.getppid() if prepared.options.server else None
     runtime_bytes = measure_process_memory(tree).pss_bytes
-    ledger = _open_ledger(plan)
+    ledger, index_charge = _open_ledger(plan)
     executor, files = _load(prepared, directory, ledger, notices, progress)
     store: SpillStore | None = None
     try:
@@ -147,7 +148,7 @@ def open_engine(
             executor.set_heartbeat(heartbeat.counter)
         warm_up(executor)
         store = open_spill(plan.spill, _block_bytes(executor), ledger, notices)
-        engine = _new_engine(prepared, executor, tokenizer, defaults, store)
+        engine = _new_engine(prepared, executor, tokenizer, defaults, store, index_charge)
         measured = measured_memory(
             executor,
             runtime_bytes,
@@ -179,7 +180,8 @@ def _memory(
 ) -> EngineMemory:
     options, plan = prepared.options, prepared.plan
     # What a library's caller took before the load is its own business; what it takes later competes with the model.
-    caller_bytes = 0 if options.server else max(0, runtime_bytes - plan.breakdown.runtime_bytes)
+    planned_bytes = plan.breakdown.runtime_bytes - block_index_bytes(plan.num_blocks)
+    caller_bytes = 0 if options.server else max(0, runtime_bytes - planned_bytes)
     return EngineMemory(
         ladder=_ladder(engine, executor, plan, ledger),
         probe=PressureProbe(tree, caller_bytes=caller_bytes),
@@ -208,14 +210,16 @@ def _description(
     )
 
 
-def _open_ledger(plan: Plan) -> Ledger:
-    """Return the budget with what no part of the load charges itself."""
+def _open_ledger(plan: Plan) -> tuple[Ledger, Reservation]:
+    """Return the budget with what no part of the load charges itself, and the charge of the pool's index."""
     ledger = Ledger(plan.budget_bytes)
-    ledger.reserve("runtime", plan.breakdown.runtime_bytes)
+    index_bytes = block_index_bytes(plan.num_blocks)
+    ledger.reserve("runtime", plan.breakdown.runtime_bytes - index_bytes)
+    index_charge = ledger.reserve("block index", index_bytes)
     ledger.reserve("request history", HISTORY_BYTES)
     # The history is a part of what requests take, and so of the headroom.
     ledger.reserve("headroom", plan.breakdown.headroom_bytes - HISTORY_BYTES)
-    return ledger
+    return ledger, index_charge
 
 
 def _block_bytes(executor: Executor) -> int:
@@ -237,6 +241,7 @@ def _new_engine(
     tokenizer: Tokenizer,
     defaults: GenerationDefaults,
     spill_store: SpillStore | None,
+    index_charge: Reservation,
 ) -> Engine:
     options, plan = prepared.options, prepared.plan
     return Engine(
@@ -249,6 +254,7 @@ def _new_engine(
         resident_bytes=_resident_bytes,
         request_space_bytes=request_space(plan.breakdown.headroom_bytes).engine_bytes,
         spill_store=spill_store,
+        index_charge=index_charge,
     )
 
 

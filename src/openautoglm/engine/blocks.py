@@ -17,20 +17,24 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from openautoglm.errors import EngineError
+from openautoglm.memory.ledger import Reservation
+from openautoglm.memory.runtime import block_index_bytes
 
 
 class BlockPool:
     """Reference counts, free list and prefix content of `num_blocks` blocks of `block_tokens` tokens.
 
     The free list is a stack: recently used memory is used again first. Cached blocks are evicted in the order in
-    which they were released. One thread only.
+    which they were released. `charge` is what a ledger holds for this index itself. One thread only.
     """
 
-    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, num_blocks: int, block_tokens: int, *, charge: Reservation | None = None) -> None:
         if num_blocks < 1 or block_tokens < 1:
             raise EngineError(f"a pool needs blocks and tokens in them, got {num_blocks} blocks of {block_tokens}")
         self.num_blocks = num_blocks
+        self.most_blocks = num_blocks  # that there ever were: the allocator keeps what their index took
         self.block_tokens = block_tokens
+        self._charge = charge
         self._references = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._block_of_key: dict[bytes, int] = {}
@@ -57,6 +61,11 @@ class BlockPool:
     def num_live(self) -> int:
         """Blocks in use."""
         return self.num_blocks - self.num_available
+
+    @property
+    def index_bytes(self) -> int:
+        """What the index takes at most with the blocks that hold a prefix now."""
+        return block_index_bytes(len(self._block_of_key))
 
     def live_blocks(self) -> list[int]:
         """Return the blocks in use, ascending."""
@@ -153,10 +162,17 @@ class BlockPool:
         return moves
 
     def grow(self, num_blocks: int) -> None:
-        """Have `num_blocks` blocks; the new ones are free, and used after those that were free before."""
+        """Have `num_blocks` blocks; the new ones are free, and used after those that were free before.
+
+        Raises `OutOfMemoryError`, changing nothing, when the ledger has no room for the index of more than ever.
+        """
         num_new = num_blocks - self.num_blocks
         if num_new < 0:
             raise EngineError(f"the pool of {self.num_blocks} blocks cannot grow to {num_blocks}")
+        if num_blocks > self.most_blocks:
+            if self._charge is not None:
+                self._charge.resize(block_index_bytes(num_blocks))
+            self.most_blocks = num_blocks
         self._references.extend([0] * num_new)
         self._keys.extend([None] * num_new)
         self._free[:0] = reversed(range(self.num_blocks, num_blocks))

@@ -31,6 +31,7 @@ from openautoglm.errors import (
 )
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
+from openautoglm.memory.ledger import Reservation
 from openautoglm.memory.spill_store import SpillStore
 from openautoglm.text.detokenize import TokenSource
 
@@ -59,6 +60,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         request_space_bytes: int = LEAST_SPACE_BYTES,
         spill_store: SpillStore | None = None,
+        index_charge: Reservation | None = None,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -66,7 +68,7 @@ class Engine:
             raise EngineError(f"the cache groups must share one block size, got {sorted(block_tokens)} tokens")
         self._executor = executor
         self._num_groups = len(layout.groups)
-        self._pool = BlockPool(layout.num_blocks, block_tokens.pop())
+        self._pool = BlockPool(layout.num_blocks, block_tokens.pop(), charge=index_charge)
         rows = min(layout.max_step_rows, layout.max_step_tokens)
         self.max_running = rows if max_running is None else min(max_running, rows)
         self.max_queued = max_queued

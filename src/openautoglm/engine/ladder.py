@@ -36,6 +36,7 @@ from openautoglm.memory.pressure import (
     room_level,
     spare_bytes,
 )
+from openautoglm.memory.runtime import BLOCK_INDEX_BYTES, block_index_bytes
 from openautoglm.spec.pressure import MemorySignals, Rung
 from openautoglm.units import format_bytes
 
@@ -49,7 +50,7 @@ LEAST_SLACK_BLOCKS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBytes:
-    """What a load was planned with: `fixed_bytes` is everything but the KV pool, headroom included."""
+    """What a load was planned with: `fixed_bytes` is everything but the KV pool, its index and headroom included."""
 
     budget_bytes: int
     fixed_bytes: int
@@ -311,14 +312,23 @@ class Ladder:
                 if sequence.num_pending > 1:
                     sequence.request.touch(Rung.SMALLER_CHUNK)
 
+    @property
+    def _fixed_bytes(self) -> int:
+        """What is not the pool's to give, the index of the largest pool that there was included."""
+        return self._loaded.fixed_bytes + block_index_bytes(self._engine.pool.most_blocks - self._planned_blocks)
+
     def _blocks_for(self, budget_bytes: int) -> int:
         """Return the pool's blocks under a budget; raise `InvalidRequestError` if there is none."""
-        blocks = (budget_bytes - self._loaded.fixed_bytes) // self._loaded.block_bytes
+        block_bytes, most = self._loaded.block_bytes, self._engine.pool.most_blocks
+        room = budget_bytes - self._fixed_bytes
+        blocks = room // block_bytes
+        if blocks > most:  # those on top come with their index
+            blocks = most + (room - most * block_bytes) // (block_bytes + BLOCK_INDEX_BYTES)
         if blocks < 1:
-            least = self._loaded.fixed_bytes + self._loaded.block_bytes
+            least = self._fixed_bytes + block_bytes
             raise InvalidRequestError(
                 f"memory {format_bytes(budget_bytes)} leaves no block for the KV cache: weights, workspace, runtime "
-                f"and headroom take {format_bytes(self._loaded.fixed_bytes)}, so send at least {format_bytes(least)}",
+                f"and headroom take {format_bytes(self._fixed_bytes)}, so send at least {format_bytes(least)}",
                 param="memory",
             )
         return min(blocks, self._engine.max_blocks)
@@ -331,7 +341,7 @@ class Ladder:
 
     def _retarget(self) -> None:
         """Set where the pool is heading, and go there."""
-        budget = max(self.budget_bytes, self._loaded.fixed_bytes + self._loaded.block_bytes)
+        budget = max(self.budget_bytes, self._fixed_bytes + self._loaded.block_bytes)
         # What was free of the budget at load stays free: the pool was as large as anybody asked for.
         wanted = self._blocks_for(budget)
         grown = budget > self._loaded.budget_bytes

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.scheduler import Scheduler
+from openautoglm.errors import OutOfMemoryError
 from openautoglm.executor.protocol import Executor
 
 
@@ -40,7 +41,11 @@ def resize_pool(
     if wanted >= pool.num_blocks:
         if wanted > pool.num_blocks:
             executor.resize_blocks(wanted)
-            pool.grow(wanted)
+            try:
+                pool.grow(wanted)
+            except OutOfMemoryError:
+                executor.resize_blocks(pool.num_blocks)
+                raise
         return PoolResize(target_blocks=target_blocks, num_blocks=wanted, least_blocks=least_blocks)
     num_missing = pool.num_live - wanted
     if num_missing > 0:

@@ -27,6 +27,10 @@ TOKENIZER_MERGE_BYTES = 464
 MERGES_PER_ENTRY = 2.2
 # Stack and allocator arena that one compute thread touches.
 THREAD_BYTES = 256 * KIB
+# What pool and prefix cache keep of one block in Python: its key, its number, their places in lists and dictionaries.
+# The most that tests/engine/test_block_index.py measures: of a pool that stays full for long, at sizes where a
+# dictionary has just doubled, while the next one is built, with what the allocator rounds up (19 bytes).
+BLOCK_INDEX_BYTES = 560
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +59,13 @@ def tokenizer_bytes(size: TokenizerSize) -> int:
     return TOKENIZER_BASE_BYTES + size.num_entries * TOKENIZER_ENTRY_BYTES + size.num_merges * TOKENIZER_MERGE_BYTES
 
 
+def block_index_bytes(num_blocks: int) -> int:
+    """Return the most that the index of a pool of so many blocks takes: which are free, cached or live, and by key."""
+    return num_blocks * BLOCK_INDEX_BYTES
+
+
 def runtime_parts(needs: RuntimeNeeds, num_threads: int) -> dict[str, int]:
-    """Return what the processes that run a model take besides the model's own arrays, by what it is for."""
+    """Return what the processes that run a model take besides its own arrays and their index, by what it is for."""
     parts = {
         "process": PROCESS_BASE_BYTES + num_threads * THREAD_BYTES,
         "tokenizer": tokenizer_bytes(needs.tokenizer),
@@ -68,5 +77,5 @@ def runtime_parts(needs: RuntimeNeeds, num_threads: int) -> dict[str, int]:
 
 
 def runtime_bytes(needs: RuntimeNeeds, num_threads: int) -> int:
-    """Return what the processes that run a model take besides the model's own arrays."""
+    """Return what the processes that run a model take besides the model's own arrays and their index."""
     return sum(runtime_parts(needs, num_threads).values())

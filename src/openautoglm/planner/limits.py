@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from openautoglm.memory.runtime import BLOCK_INDEX_BYTES
 from openautoglm.planner.price import Choice, Pricer, largest_peak_bytes
 from openautoglm.spec.plan import BLOCK_TOKENS
 
@@ -12,16 +13,13 @@ MAX_COUNTED_CONCURRENCY = 4096
 
 def largest_context(pricer: Pricer, choice: Choice, budget_bytes: int) -> int:
     """Return the largest context at the choice's concurrency, at most the model's positions; 0 if none fits."""
-    max_positions, block_bytes = pricer.spec.max_positions, pricer.block_bytes(choice.formats)
+    max_positions, block_bytes = pricer.spec.max_positions, pricer.block_bytes(choice.formats) + BLOCK_INDEX_BYTES
     short = replace(choice, context_tokens=1)
     if not pricer.fits(short, budget_bytes):
         return 0
-    if block_bytes == 0:  # recurrent layers only: nothing grows with the length
-        return max_positions
-    breakdown = pricer.breakdown(short)
     # Slices of a load share the room that the pool takes later, so the pool may grow into theirs first.
-    shared_bytes = max(0, pricer.loading_bytes(choice.formats) - breakdown.kv_bytes - breakdown.workspace_bytes)
-    unused_bytes = largest_peak_bytes(budget_bytes) - breakdown.peak_bytes + shared_bytes
+    shared_bytes = pricer.loading_excess(short)
+    unused_bytes = largest_peak_bytes(budget_bytes) - pricer.breakdown(short).peak_bytes + shared_bytes
     num_blocks = short.num_blocks + unused_bytes // block_bytes
     return max(0, min(max_positions, num_blocks // choice.concurrency * BLOCK_TOKENS))
 

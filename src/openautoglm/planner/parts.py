@@ -13,7 +13,7 @@ from openautoglm.checkpoint.packed_format import PackedLayout
 from openautoglm.memory.kv import indexer_bytes_per_token, kv_bytes_per_token_by_kind, recurrent_state_bytes
 from openautoglm.memory.loading import SLICE_BYTES, worth_packing
 from openautoglm.memory.offload import layer_disk_bytes, layer_matrix_bytes
-from openautoglm.memory.runtime import RuntimeNeeds, runtime_parts
+from openautoglm.memory.runtime import RuntimeNeeds, block_index_bytes, runtime_parts
 from openautoglm.memory.shapes import num_layer_vectors
 from openautoglm.memory.spill import host_tier_bytes, num_slots, overhead_bytes, slot_bytes
 from openautoglm.memory.weights import WeightBytes, layer_weight_groups, num_parameters
@@ -71,11 +71,12 @@ def workspace_parts(workspace: WorkspaceBytes) -> Iterator[Part]:
         yield _part(Component.WORKSPACE, name, num_bytes)
 
 
-def process_parts(needs: RuntimeNeeds, num_threads: int, loading: int) -> Iterator[Part]:
-    """Yield what the processes take, and by how much slices of a load exceed the pool that comes after them."""
+def process_parts(needs: RuntimeNeeds, num_threads: int, *, num_blocks: int, loading: int) -> Iterator[Part]:
+    """Yield what processes and the pool's index take, and by how much slices of a load exceed what comes after them."""
     sizes: Mapping[str, int] = runtime_parts(needs, num_threads)
     for name, num_bytes in sizes.items():
         yield _part(Component.RUNTIME, name, num_bytes)
+    yield _part(Component.RUNTIME, "block index", block_index_bytes(num_blocks), f"{num_blocks:,} blocks")
     if loading:
         yield _part(Component.RUNTIME, "slices of the load", loading)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from openautoglm.memory.kv import kv_block_bytes, recurrent_state_bytes
 from openautoglm.memory.loading import loading_bytes
 from openautoglm.memory.offload import NUM_READERS, RingRoom, layer_disk_bytes, layer_rooms, ring_bytes
-from openautoglm.memory.runtime import RuntimeNeeds, estimated_tokenizer, runtime_bytes
+from openautoglm.memory.runtime import RuntimeNeeds, block_index_bytes, estimated_tokenizer, runtime_bytes
 from openautoglm.memory.spill import spill_bytes
 from openautoglm.memory.weights import WeightBytes, weight_bytes
 from openautoglm.memory.workspace import WorkspaceBytes, workspace_parts
@@ -110,7 +110,8 @@ class Pricer:
         """Return the bytes of every component of `choice`, without their parts."""
         weights = self._weight_bytes(choice.formats)
         kv_bytes, workspace = self.kv_bytes(choice), self._workspace(choice).total
-        runtime = runtime_bytes(self.runtime, _num_threads(choice)) + self._loading_excess(choice)
+        runtime = runtime_bytes(self.runtime, _num_threads(choice)) + block_index_bytes(choice.num_blocks)
+        runtime += self.loading_excess(choice)
         ring, disk = self._ring_bytes(choice), self.disk_bytes(choice)
         tiers = spill_bytes(self.spill, self.block_bytes(choice.formats))
         return Breakdown(
@@ -135,7 +136,12 @@ class Pricer:
                 *parts.weight_parts(spec, formats, weights, choice.disk_layers),
                 *parts.kv_parts(spec, formats, num_blocks=choice.num_blocks, concurrency=choice.concurrency),
                 *parts.workspace_parts(self._workspace(choice)),
-                *parts.process_parts(self.runtime, _num_threads(choice), self._loading_excess(choice)),
+                *parts.process_parts(
+                    self.runtime,
+                    _num_threads(choice),
+                    num_blocks=choice.num_blocks,
+                    loading=self.loading_excess(choice),
+                ),
                 *parts.file_parts(spec, formats, self.runtime, weights, choice.disk_layers),
                 *parts.spill_parts(self.spill, self.block_bytes(formats)),
             ),
@@ -146,13 +152,11 @@ class Pricer:
             self._weights[formats] = weight_bytes(self.spec, formats)
         return self._weights[formats]
 
-    def _loading_excess(self, choice: Choice) -> int:
-        """A load reads slices before pool and workspace are touched: only what exceeds those adds to the peak."""
-        return max(0, self.loading_bytes(choice.formats) - self.kv_bytes(choice) - self._workspace(choice).total)
-
-    def loading_bytes(self, formats: ModelFormats) -> int:
-        """Return what a load holds on top of the weights."""
-        return loading_bytes(self.spec, formats, source_item_bytes=self.runtime.source_item_bytes)
+    def loading_excess(self, choice: Choice) -> int:
+        """Return what a load adds to the peak: what its slices exceed pool, index and workspace, touched after them."""
+        slices = loading_bytes(self.spec, choice.formats, source_item_bytes=self.runtime.source_item_bytes)
+        pool = self.kv_bytes(choice) + block_index_bytes(choice.num_blocks)
+        return max(0, slices - pool - self._workspace(choice).total)
 
     def _workspace(self, choice: Choice) -> WorkspaceBytes:
         key = (choice.formats, choice.max_step_tokens, choice.max_step_rows, choice.num_threads)
