@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 
 from openautoglm.engine.blocks import BlockPool
+from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.prefix import KEY_BYTES
 from openautoglm.errors import OutOfMemoryError
 from openautoglm.memory.ledger import Ledger
@@ -71,4 +72,28 @@ def test_growth_that_the_index_has_no_room_for_changes_nothing() -> None:
         engine.resize_pool(11)
     assert engine.pool.num_blocks == executor.layout().num_blocks == 8
     assert engine.resize_pool(10).num_blocks == executor.layout().num_blocks == 10
+    engine.integrity_check()
+
+
+def test_a_larger_budget_pays_for_blocks_with_their_index() -> None:
+    executor = HistoryExecutor(8, max_blocks=32)
+    block_bytes = executor.layout().groups[0].block_bytes
+    budget = 1 << 20
+    ledger = Ledger(budget)
+    charge = ledger.reserve("block index", block_index_bytes(8))
+    engine = make_engine(executor, index_charge=charge)
+    loaded = LoadedBytes(budget_bytes=budget, fixed_bytes=budget - 8 * block_bytes, block_bytes=block_bytes)
+    ladder = Ladder(engine, loaded, ledger)
+    more = block_bytes + BLOCK_INDEX_BYTES
+    for budget_bytes, blocks in (
+        (budget + 4 * more - 1, 11),
+        (budget + 4 * more, 12),
+        # Fewer blocks give their own bytes back, and none of their index.
+        (budget + 4 * more - 1, 11),
+        (budget + 3 * more + BLOCK_INDEX_BYTES, 11),
+        (budget + 5 * more, 13),
+    ):
+        ladder.set_budget(budget_bytes)
+        assert engine.pool.num_blocks == blocks
+    assert charge.num_bytes == block_index_bytes(13)
     engine.integrity_check()
