@@ -19,22 +19,23 @@ ROUNDED_BYTES = (64 - 49) + (32 - 28)
 
 
 def fill(pool: BlockPool, numbers: range) -> None:
-    """Take, register and release blocks, 50 at a time, under keys of the length that the cache's own have."""
-    for begin in range(numbers.start, numbers.stop, 50):
-        blocks = pool.allocate(50)
+    """Take, register and release blocks, some at a time, under keys of the length that the cache's own have."""
+    for begin in numbers:
+        blocks = pool.allocate(numbers.step)
         assert blocks is not None
         for number, block in enumerate(blocks, begin):
             assert pool.register(block, number.to_bytes(KEY_BYTES, "little"))
         pool.release(blocks)
 
 
-@pytest.mark.parametrize("num_blocks", [50_000, 44_000])  # the second just above a third of a power of two
-def test_a_full_pools_index_takes_what_is_priced(num_blocks: int) -> None:
+# The second is just above a third of a power of two, where dictionaries are largest for what they hold.
+@pytest.mark.parametrize(("num_blocks", "num_at_once"), [(50_000, 50), (22_000, 1)])
+def test_a_full_pools_index_takes_what_is_priced(num_blocks: int, num_at_once: int) -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         pool = BlockPool(num_blocks, 16)
-        fill(pool, range(4 * num_blocks))
+        fill(pool, range(0, 8 * num_blocks, num_at_once))
         kept, peak = (size - before for size in tracemalloc.get_traced_memory())
     finally:
         tracemalloc.stop()

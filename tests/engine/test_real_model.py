@@ -216,7 +216,8 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
     opened = open_engine(prepare(EngineOptions(model="demo", goal=Goal(context_tokens=256, concurrency=2))))
     planned = opened.plan.breakdown
     assert opened.ledger.usage() == {
-        "runtime": planned.runtime_bytes,
+        "runtime": planned.runtime_bytes - 2 * 16 * 560,
+        "block index": 2 * 16 * 560,
         "request history": HISTORY_BYTES,
         "headroom": planned.headroom_bytes - HISTORY_BYTES,
         "weights": planned.weight_bytes,
@@ -225,7 +226,8 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
     }
     opened.engine.close()
     assert opened.ledger.usage() == {
-        "runtime": planned.runtime_bytes,
+        "runtime": planned.runtime_bytes - 2 * 16 * 560,
+        "block index": 2 * 16 * 560,
         "request history": HISTORY_BYTES,
         "headroom": planned.headroom_bytes - HISTORY_BYTES,
     }
