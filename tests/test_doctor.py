@@ -78,7 +78,7 @@ def test_a_model_that_is_too_big_says_what_fits(tmp_path):
     file.write_text(json.dumps(config))
     found, _ = findings(str(file))
     assert found["fits as int4"]["status"] == "warning"
-    assert "--offload auto" in found["fits as int4"]["advice"], "layers that stay on disk are the nearest plan"
+    assert "the nearest that does: openautoglm plan" in found["fits as int4"]["advice"]
 
 
 def test_the_table_names_each_finding_and_its_advice():

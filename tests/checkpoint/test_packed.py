@@ -49,7 +49,7 @@ def another_writer(cache: PackedCache) -> Iterator[subprocess.Popen[str]]:
     """A process that is in the middle of writing."""
     command = [sys.executable, "-c", SCRIPT, str(cache.directory)]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:
@@ -201,7 +201,7 @@ with cache.writer(layout) as writer:
 print(list(cache.directory.iterdir()))
 """
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
     command = [sys.executable, "-c", script, str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "False\n[]\n"

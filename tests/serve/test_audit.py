@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,11 @@ KEY = b"a key of more than sixteen bytes"
 CANARY = "canary-5d41402a"
 
 
-def write_log(directory: Path, num_entries: int = 6) -> Path:
+def write_log(directory: Path, num_entries: int = 6, prefix: str = "r") -> Path:
     file = directory / "audit.jsonl"
     audit = AuditLog(AuditOptions(file=file, key=KEY))
     for index in range(num_entries):
-        assert audit.append("request", {"request_id": f"r{index}", "status": 200})
+        assert audit.append("request", {"request_id": f"{prefix}{index}", "status": 200})
     audit.close()
     return file
 
@@ -113,7 +114,7 @@ def test_a_cut_end_is_detected_with_every_head_that_was_not_sealed(tmp_path: Pat
 
 def test_lines_of_another_log_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    file, other = write_log(tmp_path), write_log(tmp_path / "other")
+    file, other = write_log(tmp_path), write_log(tmp_path / "other", prefix="s")
     lines, others = (one.read_bytes().splitlines(keepends=True) for one in (file, other))
     file.write_bytes(b"".join([*lines[:3], others[3], *lines[4:]]))
     assert "line 4: its seal does not fit" in verify(file, KEY).faults[0]
@@ -238,6 +239,9 @@ def test_a_full_disk_blocks_or_goes_on_as_was_chosen(tokenizer: Tokenizer, tmp_p
     with audited_server(tokenizer, file, when_full) as server:
         assert server.chat("before").status_code == 200
         num_requests = len(server.engine.requests)
+        deadline = time.monotonic() + 10
+        while entries(file)[-1]["event"] != "end" and time.monotonic() < deadline:
+            time.sleep(0.01)  # that line is written beside the answer
         with full_disk(file.stat().st_size):
             answer = server.chat("full")
             metrics = server.get("/metrics").text

@@ -111,6 +111,8 @@ def kill_the_engine(server: Server, sinks: dict[str, str]) -> None:
     errors = [event for event in events if '"error"' in event]
     assert errors
     sinks["stream"] = "\n".join(errors)
+    while "engine process has ended" not in server.errors.read_text() and time.monotonic() < deadline + 30:
+        time.sleep(0.05)
 
 
 def test_prompts_appear_in_no_sink(tmp_path: Path) -> None:
