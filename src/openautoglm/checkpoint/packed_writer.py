@@ -39,14 +39,10 @@ class PackedWriter:
         self._path = path
         self._layout = layout
         self._slices = layout.slices()
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(6).hex()}{PARTIAL_SUFFIX}")
         self._writes: list[Future[int]] = []
         self._stopped = threading.Event()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="packed-write")
-        self._descriptor = os.open(self._partial, _CREATE_FLAGS, 0o600)
-        # The lock says that the writer lives. Where the file system has no locks, nobody can take it for dead either.
-        with suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._partial, self._descriptor = _create_partial(path)
 
     def add_matrix(self, data: memoryview) -> None:
         """Write the next matrix meanwhile; its bytes must not change or go until `wait_written` or `close`."""
@@ -115,6 +111,21 @@ class PackedWriter:
             os.ftruncate(self._descriptor, 0)  # a full disk gets its space back now, not at the end of the load
             raise
         return zlib.crc32(data)
+
+
+def _create_partial(path: Path) -> tuple[Path, int]:
+    """Create a file beside `path` and lock it, which says that its writer lives; return it and its descriptor.
+
+    Where the file system has no locks, nobody can take the writer for dead either.
+    """
+    while True:
+        partial = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(6).hex()}{PARTIAL_SUFFIX}")
+        descriptor = os.open(partial, _CREATE_FLAGS, 0o600)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # who holds it now is about to remove the file
+        if os.fstat(descriptor).st_nlink:
+            return partial, descriptor
+        os.close(descriptor)  # taken for a dead writer's before it was locked
 
 
 def _write_all(descriptor: int, data: memoryview, position: int) -> None:
