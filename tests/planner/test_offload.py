@@ -22,7 +22,7 @@ from openautoglm.spec.goal import Goal
 from openautoglm.spec.offload import DiskRoom, OffloadMode, Placement, parse_placement
 from openautoglm.spec.plan import Component
 from openautoglm.units import GIB, MIB
-from tests.planner.models import GLM_9B, decoder, machine
+from tests.planner.models import GLM_9B, SMALL, machine
 from tests.planner.test_search import parse_command
 
 NUM_LAYERS = GLM_9B.num_layers
@@ -125,21 +125,10 @@ def test_disk_rather_than_less():
 
 def test_tiny_layers_that_fit_in_memory_need_not_fit_beside_a_ring():
     """All of them on disk take more for their ring than they free: what fits exactly must still fit."""
-    spec = decoder(
-        num_layers=5,
-        hidden=200,
-        heads=5,
-        kv_heads=1,
-        head_dim=40,
-        intermediate=300,
-        vocab=1000,
-        max_positions=512,
-        tied=True,
-    )
     wishes = {"quant": NumberFormat.INT4, "context_tokens": 256, "concurrency": 1, "chunk_tokens": 64}
-    roomy = make_plan(spec, machine(), Goal(memory_bytes=GIB, **wishes), model="m")
+    roomy = make_plan(SMALL, machine(), Goal(memory_bytes=GIB, **wishes), model="m")
     tight = Goal(memory_bytes=roomy.breakdown.total_bytes, offload=OffloadMode.DISK, **wishes)
-    assert make_plan(spec, machine(), tight, model="m").offload is None
+    assert make_plan(SMALL, machine(), tight, model="m").offload is None
 
 
 def test_none_is_a_refusal_with_the_plan_on_disk_as_a_suggestion():
