@@ -123,7 +123,7 @@ def test_idle_prefixes_go_first_and_are_enough() -> None:
 
 @pytest.mark.parametrize(("hog_bytes", "level"), [(0, logging.INFO), (40 * MIB, logging.WARNING)])
 def test_a_full_pool_warns_nobody(caplog: pytest.LogCaptureFixture, hog_bytes: int, level: int) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="openautoglm")
     machine = Machine()
     add_many(machine, 12, tokens=60)
     while machine.ladder.rung is Rung.NONE:

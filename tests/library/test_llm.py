@@ -201,7 +201,7 @@ def test_memory_is_watched_and_its_loss_changes_no_token():
 
 
 def test_pressure_in_the_middle_of_requests_reaches_them():
-    sampling = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=450, ignore_eos=True)
     prompts = [list(range(100 + 40 * index, 130 + 40 * index)) for index in range(8)]
     with LLM("demo", quant="int8", context=512, concurrency=8) as model:
         calm = model.generate(prompts, sampling)
@@ -212,15 +212,20 @@ def test_pressure_in_the_middle_of_requests_reaches_them():
         def squeeze() -> None:
             wait_for(lambda: model.engine_status().num_running == 8)
             probe.sample = lambda budget: replace(look(budget), rooms=(tight,))
-            wait_for(lambda: model.engine_status().rung_transitions["preempt"] > 0)
-            probe.sample = look
 
-        squeezing = threading.Thread(target=squeeze)
-        squeezing.start()
-        pressed = model.generate(prompts, sampling)
-        squeezing.join()
-    assert [one.choices for one in pressed] == [one.choices for one in calm]
-    assert any("preempt" in one.rungs for one in pressed)
+        reached: set[str] = set()
+        for _ in range(5):  # the thread that looks may come when only one request is left, which always goes on
+            squeezing = threading.Thread(target=squeeze)
+            squeezing.start()
+            pressed = model.generate(prompts, sampling)
+            squeezing.join()
+            probe.sample = look
+            assert [one.choices for one in pressed] == [one.choices for one in calm]
+            reached.update(rung for one in pressed for rung in one.rungs)
+            if "preempt" in reached:
+                break
+            wait_for(lambda: model.engine_status().rung == 0)
+    assert "preempt" in reached
 
 
 def test_a_budget_can_be_announced_to_the_library():
