@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.cgroup.checkpoints import make_checkpoint
+
 SHAPE = {
     "model_type": "llama",
     "vocab_size": 4096,
@@ -28,8 +26,4 @@ SHAPE = {
 
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wide")
-    (directory / "shape.json").write_text(json.dumps(SHAPE))
-    tool = [sys.executable, str(ROOT / "tools" / "make_checkpoint.py"), "model", "--output", str(directory)]
-    subprocess.run([*tool, "--shape-from", str(directory / "shape.json")], check=True, capture_output=True)
-    return directory / "model"
+    return make_checkpoint(tmp_path_factory.mktemp("wide"), SHAPE)

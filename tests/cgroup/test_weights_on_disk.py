@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cgroup.checkpoints import make_checkpoint
 from tests.cgroup.memory_group import MemoryGroup
 
 pytestmark = pytest.mark.cgroup
 
 COMMAND = [sys.executable, "-m", "openautoglm"]
-ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 LIMIT_BYTES = 300 * MIB
 SHAPE = {
@@ -35,11 +35,7 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    (directory / "shape.json").write_text(json.dumps(SHAPE))
-    tool = [sys.executable, str(ROOT / "tools" / "make_checkpoint.py"), "big", "--output", str(directory)]
-    subprocess.run([*tool, "--shape-from", str(directory / "shape.json")], check=True, capture_output=True)
-    return directory / "big"
+    return make_checkpoint(tmp_path_factory.mktemp("model"), SHAPE)
 
 
 def test_a_model_of_twice_the_memory_answers(model: Path, tmp_path: Path):

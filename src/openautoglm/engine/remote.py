@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from openautoglm.engine.client import EngineDescription, EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
@@ -37,6 +38,7 @@ from openautoglm.engine.wire import (
 from openautoglm.errors import EngineError, InvalidRequestError
 
 CONNECT_SECONDS = 10.0
+T = TypeVar("T")
 
 
 class _Link:
@@ -217,39 +219,19 @@ class SocketEngineClient:
 
     async def status(self) -> EngineStatus:
         """Return counters and gauges; raise `EngineError` if the engine is gone."""
-        link = await self._connected()
-        call = link.next_call()
-        answer = await link.ask(call, encode_frame(AskStatus(call=call)))
-        if not isinstance(answer, Status):
-            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
-        return answer.status
+        return (await self._ask(Status, lambda call: AskStatus(call=call))).status
 
     async def explain(self, request_id: str) -> RequestRecord | None:
         """Return where a request's time went; None for one that is unknown, forgotten or of another connection."""
-        link = await self._connected()
-        call = link.next_call()
-        answer = await link.ask(call, encode_frame(AskRecord(call=call, request_id=request_id)))
-        if not isinstance(answer, Record):
-            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
-        return answer.record
+        return (await self._ask(Record, lambda call: AskRecord(call=call, request_id=request_id))).record
 
     async def memory(self, budget_bytes: int | None = None) -> MemoryReport:
         """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first; see `EngineClient`."""
-        link = await self._connected()
-        call = link.next_call()
-        answer = await link.ask(call, encode_frame(AskMemory(call=call, budget_bytes=budget_bytes)))
-        if not isinstance(answer, Memory):
-            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
-        return answer.report
+        return (await self._ask(Memory, lambda call: AskMemory(call=call, budget_bytes=budget_bytes))).report
 
     async def report(self, *, trace: bool | None = None) -> WatchdogReport:
         """Return where the memory of the engine's process is; see `EngineClient`."""
-        link = await self._connected()
-        call = link.next_call()
-        answer = await link.ask(call, encode_frame(AskReport(call=call, trace=trace)))
-        if not isinstance(answer, Report):
-            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
-        return answer.report
+        return (await self._ask(Report, lambda call: AskReport(call=call, trace=trace))).report
 
     @property
     def unread_bytes(self) -> int:
@@ -261,6 +243,15 @@ class SocketEngineClient:
         self._closed = True
         if self._link is not None:
             await self._link.close()
+
+    async def _ask(self, kind: type[T], question: Callable[[int], Frame]) -> T:
+        """Ask what `question` makes of a call's number; raise `EngineError` if the engine is gone."""
+        link = await self._connected()
+        call = link.next_call()
+        answer = await link.ask(call, encode_frame(question(call)))
+        if not isinstance(answer, kind):
+            raise EngineError(f"unexpected answer {type(answer).__name__}: this is a bug, please report it")
+        return answer
 
     async def _connected(self) -> _Link:
         async with self._lock:
