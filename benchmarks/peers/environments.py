@@ -94,12 +94,6 @@ def interpreter(environment: Environment, cache: Path) -> Path:
     return python
 
 
-def installed_versions(python: Path) -> list[str]:
-    """Return what an environment holds, as pip lists it."""
-    command = [str(python), "-m", "pip", "list", "--format", "freeze"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-
-
 def _run(command: list[str], environment: Environment) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | environment.variables)
     if done.returncode != 0:

@@ -258,15 +258,16 @@ def test_a_changed_file_is_followed_and_a_bad_one_is_not(tmp_path: Path) -> None
     assert (decided(access, "both"), decided(access, "", "/metrics")) == (401, 401)
 
 
-def test_a_key_ends_at_its_time(tmp_path: Path) -> None:
+def test_a_key_ends_at_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def records(_: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
         digest = hashlib.sha256(b"short").hexdigest()
-        return (KeyRecord(name="short", roles=(Role.USER,), sha256=digest, created=0, expires=int(time.time()) + 2),)
+        return (KeyRecord(name="short", roles=(Role.USER,), sha256=digest, created=0, expires=int(time.time()) + 600),)
 
     change_keys(tmp_path / "keys.json", records)
     access = Access(AccessOptions(keys_file=tmp_path / "keys.json"))
     assert decided(access, "short") == 200
-    time.sleep(2.1)
+    later = time.time() + 601
+    monkeypatch.setattr("openautoglm.serve.access.time.time", lambda: later)
     assert decided(access, "short") == 401
 
 

@@ -115,7 +115,9 @@ def test_requests_at_once(tokenizer: Tokenizer, tmp_path: Path, stream: bool) ->
         threads = [threading.Thread(target=lambda: answers.append(server.chat(stream=stream))) for _ in range(2)]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + 10
         while len(server.engine.running) < 2:
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         for _ in range(3):
             begin = time.monotonic()
@@ -146,7 +148,9 @@ def test_kv_cache_of_all_requests_of_a_key(tokenizer: Tokenizer, tmp_path: Path)
         body = {"prompt": [66] * 64, "max_tokens": 32}
         running = threading.Thread(target=lambda: server.post("/v1/completions", body))
         running.start()
+        deadline = time.monotonic() + 10
         while not server.engine.running:
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         assert refused(server.post("/v1/completions", body), "kv_bytes") == 1
         running.join(10)

@@ -18,7 +18,7 @@ from openautoglm.memory.kv import head_token_bytes
 from openautoglm.memory.shapes import embedding_matrix, layer_matrices
 from openautoglm.memory.weights import weight_bytes
 from openautoglm.spec.arch import ArchSpec, AttentionSpec, LayerSpec
-from openautoglm.spec.formats import ModelFormats, NumberFormat, WeightFormat
+from openautoglm.spec.formats import ModelFormats, NumberFormat
 
 _INTEGERS = (NumberFormat.INT8, NumberFormat.INT4, NumberFormat.NF4)
 
@@ -69,11 +69,6 @@ def step_work(spec: ArchSpec, formats: ModelFormats, rows: Sequence[tuple[int, i
         f32_operations=operations[NumberFormat.F32] + operations[NumberFormat.FP8],
         bytes_read=weights.layers + weights.norms + (weights.head if num_sampled else 0) + kv_bytes,
     )
-
-
-def is_integer(weight_format: WeightFormat) -> bool:
-    """Return whether matrices of this format are multiplied in int8 units."""
-    return weight_format.number in _INTEGERS
 
 
 def _attention(layer: LayerSpec) -> AttentionSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,6 @@ class TensorInfo:
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return self.end - self.begin
-
-    @property
-    def num_elements(self) -> int:
-        """Elements; a scalar has one."""
-        return math.prod(self.shape)
 
     @property
     def num_rows(self) -> int:

@@ -13,8 +13,8 @@ _LABEL_WIDTH = 10
 _MOST_BAR = 60
 # One letter a part, as in the bar; parts that come later have "+".
 _LETTERS = {
-    "weights": "w", "KV pool": "k", "workspace": "s", "runtime": "r", "headroom": "h", "request history": "q",
-    "ring of weights on disk": "d", "KV spill": "x", "allocation tracing": "t",
+    "weights": "w", "KV pool": "k", "workspace": "s", "runtime": "r", "block index": "b", "headroom": "h",
+    "request history": "q", "ring of weights on disk": "d", "KV spill": "x", "allocation tracing": "t",
 }  # fmt: skip
 
 
