@@ -88,6 +88,18 @@ def test_a_full_disk_turns_spilling_off_with_one_warning(tmp_path: Path, caplog:
     store.close()
 
 
+def test_a_full_tier_whose_disk_fails_still_knows_what_it_holds(tmp_path: Path) -> None:
+    store = SpillStore(disk=DiskTier(3 * 8192, PIECE, file := FullAtByte(tmp_path, PIECE)))
+    assert all(store.put(bytes([number]), piece(number)) for number in range(3))
+    file.end = 0
+    assert not store.put(b"new", piece(7))
+    assert [store.get(bytes([n])) for n in range(3)] == [None, piece(1), piece(2)]
+    for number in range(3):
+        store.drop(bytes([number]))
+    assert store.disk_bytes == 0
+    store.close()
+
+
 def test_host_memory_overflows_to_disk_and_is_charged(tmp_path: Path) -> None:
     ledger = Ledger(3 * 8192 - 1)
     host = HostTier(10 * 8192, PIECE, ledger=ledger)

@@ -326,6 +326,11 @@ class Engine:
         self._scheduler.limit_step_tokens(num_tokens)
         return given_back_bytes
 
+    @property
+    def steps(self) -> tuple[int, float]:
+        """How many steps were computed, and their seconds; another thread may ask."""
+        return self._num_steps, self._step_seconds
+
     def status(self, *, heartbeat: int = 0) -> EngineStatus:
         """Return counters and gauges; `heartbeat` is the caller's, who owns the loop.
 

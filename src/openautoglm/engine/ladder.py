@@ -167,8 +167,7 @@ class Ladder:
 
     def steps(self) -> tuple[int, float]:
         """Return how many steps the engine has computed, and their seconds; another thread may ask."""
-        status = self._engine.status()
-        return status.num_steps, status.step_seconds
+        return self._engine.steps
 
     def transition_labels(self) -> dict[str, int]:
         """Return how often each rung was entered, by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.options import EngineOptions
 from openautoglm.progress import ProgressCallback
 from openautoglm.spec.plan import Plan
@@ -20,6 +21,7 @@ def open_model(
     *,
     on_plan: Callable[[Plan], None] | None = None,
     progress: ProgressCallback | None = None,
+    heartbeat: Heartbeat | None = None,
     chat: bool = False,
 ) -> tuple[OpenedEngine, ChatTemplate | None]:
     """Plan and load; return the engine, and with `chat` the template, whose worker has begun to start."""
@@ -33,7 +35,7 @@ def open_model(
             on_plan(prepared.plan)
         check, template = text.open(prepared.directory(progress=progress))
         try:
-            return open_engine(prepared, progress=progress, check=check), template
+            return open_engine(prepared, progress=progress, heartbeat=heartbeat, check=check), template
         except BaseException:
             if template is not None:
                 template.close()

@@ -101,7 +101,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         spill: Spill | None = None,
     ) -> None:
-        self._pool = self.pool = pool
+        self.pool = pool
         self._clock = clock
         self._prefix = PrefixCache(pool)
         self._spill = spill
@@ -190,7 +190,7 @@ class Scheduler:
 
     def num_cached_tokens(self, sequence: Sequence) -> int:
         """Return how many tokens of a waiting sequence would be found in the cache now."""
-        return len(self._prefix.match(sequence)) * self._pool.block_tokens
+        return len(self._prefix.match(sequence)) * self.pool.block_tokens
 
     def commit(self, schedule: Schedule) -> None:
         """Record that the step was computed: its blocks become findable, held choices of its requests wait."""
@@ -216,7 +216,7 @@ class Scheduler:
                 self._num_held -= 1
             case SequenceState.FINISHED:
                 return
-        self._pool.release(sequence.detach())
+        self.pool.release(sequence.detach())
         if self._spill is not None:
             self._spill.forget(sequence)
         sequence.state = SequenceState.FINISHED
@@ -259,7 +259,7 @@ class Scheduler:
 
     def integrity_check(self) -> None:
         """Check the pool against every table, and the lists' order; raise `EngineError` if anything is off."""
-        self._pool.integrity_check(sequence.blocks for sequence in self.running + self.waiting)
+        self.pool.integrity_check(sequence.blocks for sequence in self.running + self.waiting)
 
     def _take(self, rows: list[ScheduledRow], sequence: Sequence, budget: int) -> int:
         count = min(sequence.num_pending, budget)
@@ -268,8 +268,8 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence) -> bool:
         """Give a decoding sequence the block of its next token; False when it had to be preempted itself."""
-        while len(sequence.blocks) * self._pool.block_tokens < sequence.num_tokens:
-            blocks = self._pool.allocate(1)
+        while len(sequence.blocks) * self.pool.block_tokens < sequence.num_tokens:
+            blocks = self.pool.allocate(1)
             if blocks is not None:
                 sequence.attach(blocks)
                 continue
@@ -282,15 +282,15 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Start a waiting sequence if all blocks of its tokens can be had, with one left for each running one."""
         matched = self._prefix.match(sequence)
-        num_new = -(-sequence.num_tokens // self._pool.block_tokens) - len(matched)
-        num_taken = sum(map(self._pool.is_cached, matched))
-        if num_new + num_taken + len(self.running) > self._pool.num_available:
+        num_new = -(-sequence.num_tokens // self.pool.block_tokens) - len(matched)
+        num_taken = sum(map(self.pool.is_cached, matched))
+        if num_new + num_taken + len(self.running) > self.pool.num_available:
             return False
         if self.running and not self._expected_to_fit(sequence, num_new + num_taken):
             return False
-        self._pool.share(matched)
-        sequence.attach(matched + (self._pool.allocate(num_new) or []))
-        sequence.num_computed = len(matched) * self._pool.block_tokens
+        self.pool.share(matched)
+        sequence.attach(matched + (self.pool.allocate(num_new) or []))
+        sequence.num_computed = len(matched) * self.pool.block_tokens
         sequence.num_registered = len(matched)
         self._make_up(sequence, num_matched=len(matched))
         self.waiting.remove(sequence)
@@ -309,26 +309,26 @@ class Scheduler:
         Blocks that several share are theirs in equal parts.
         """
         needs = [(len(one.blocks), self._expected_growth(one, len(one.blocks))) for one in self.running]
-        shared = self._pool.num_live / max(1, sum(now for now, _ in needs))
+        shared = self.pool.num_live / max(1, sum(now for now, _ in needs))
         scaled = [(int(now * shared), growth) for now, growth in needs]
-        num_blocks = -(-candidate.num_tokens // self._pool.block_tokens)
+        num_blocks = -(-candidate.num_tokens // self.pool.block_tokens)
         scaled.append((num_taken, self._expected_growth(candidate, num_blocks)))
-        return peak_blocks(scaled) <= self._pool.num_blocks
+        return peak_blocks(scaled) <= self.pool.num_blocks
 
     def _expected_growth(self, sequence: Sequence, num_blocks: int) -> int:
         request = sequence.request
         expected = self.lengths.expect(sequence.num_generated, request.max_new_tokens, quantile=BLOCK_QUANTILE)
         if expected is None:
             return 0
-        return max(0, -(-(request.num_prompt_tokens + expected) // self._pool.block_tokens) - num_blocks)
+        return max(0, -(-(request.num_prompt_tokens + expected) // self.pool.block_tokens) - num_blocks)
 
     def _make_up(self, sequence: Sequence, *, num_matched: int) -> None:
         """Bring back what a sequence that was set back had computed, and count what must be computed again."""
         if not sequence.num_lost_tokens:
             return
         if self._spill is not None:
-            num_whole = self._spill.restore(sequence, self._pool, first=num_matched)
-            restored = min(num_whole * self._pool.block_tokens, sequence.num_lost_tokens)
+            num_whole = self._spill.restore(sequence, self.pool, first=num_matched)
+            restored = min(num_whole * self.pool.block_tokens, sequence.num_lost_tokens)
             sequence.num_computed = max(sequence.num_computed, restored)
             self._spill.forget(sequence)
         num_again = max(0, sequence.num_lost_tokens - sequence.num_computed)
@@ -342,10 +342,10 @@ class Scheduler:
         spills = self._spill is not None and self._spill.store.accepts
         if self._spill is not None and spills:
             keys = self._prefix.content_keys(sequence)
-            if sequence.num_computed % self._pool.block_tokens:
-                self._pool.register(sequence.blocks[len(keys) - 1], keys[-1])
+            if sequence.num_computed % self.pool.block_tokens:
+                self.pool.register(sequence.blocks[len(keys) - 1], keys[-1])
             self._spill.want(sequence, keys)
-        self._pool.release(sequence.detach())
+        self.pool.release(sequence.detach())
         sequence.timeline.enter(Phase.SPILLED if spills else Phase.PREEMPTED, self._clock())
         sequence.request.touch(Rung.SPILL if spills else Rung.PREEMPT)
         self._enqueue(sequence)

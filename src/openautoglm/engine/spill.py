@@ -70,10 +70,10 @@ class Spill:
         if waiting is None or key in self._store or not self._store.accepts:
             return
         try:
-            data = self._executor.export_blocks([block])
+            kept = self._store.put(key, self._executor.export_blocks([block]))
         except MemoryError:  # spilling happens when memory is short: without a buffer the block is computed again
             return
-        if self._store.put(key, data):
+        if kept:
             self.num_spilled_blocks += 1
             for sequence in waiting:
                 sequence.request.num_spilled_blocks += 1
@@ -89,7 +89,10 @@ class Spill:
             if source is not None:
                 self._executor.copy_blocks([(source, block)])
                 continue
-            data = self._store.get(key)
+            try:
+                data = self._store.get(key)
+            except MemoryError:
+                return index
             if data is None:
                 return index
             self._executor.import_blocks([block], data)

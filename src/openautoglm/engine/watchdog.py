@@ -186,11 +186,11 @@ class Watchdog:
             tracing = self._trace.running
             self._wake.wait(TRACE_LOOK_SECONDS if tracing else max(0.0, next_seconds - self._clock()))
             self._wake.clear()
-            self._trace.look()
-            if self._stopped or self._clock() < next_seconds:
-                continue
-            next_seconds = self._clock() + self._look_seconds
             try:
+                self._trace.look()
+                if self._stopped or self._clock() < next_seconds:
+                    continue
+                next_seconds = self._clock() + self._look_seconds
                 if self._enabled:
                     self.look()
             except (EngineError, OSError, MemoryError) as error:

@@ -19,7 +19,7 @@ from openautoglm.spec.offload import DiskRoom
 from openautoglm.spec.plan import Plan
 from openautoglm.units import MIB
 
-PRIVATE_PREFIX = "offload-"
+_PRIVATE_PREFIX = "offload-"
 _MOST_PROBED_BYTES = 256 * MIB
 _LEAST_PROBED_BYTES = 16 * MIB
 
@@ -78,7 +78,7 @@ def packed_cache(plan: Plan, setting: str | None, notices: Notices) -> Iterator[
         return
     with ExitStack() as stack:
         try:
-            private = stack.enter_context(private_directory(directory, PRIVATE_PREFIX))
+            private = stack.enter_context(private_directory(directory, _PRIVATE_PREFIX))
         except OSError as error:
             raise ConfigError(
                 f"weights cannot be kept on disk in {directory} ({error.strerror or error}): choose another directory "

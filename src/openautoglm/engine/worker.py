@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.heartbeat import Heartbeat
+from openautoglm.engine.opening import open_model
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.process import HEARTBEAT_NAME, SOCKET_NAME
 from openautoglm.engine.server import EngineServer
@@ -39,7 +40,6 @@ from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.log import configure_logging, get_logger
 from openautoglm.memory.allocator import bound_allocator
 from openautoglm.progress import Progress, ProgressCallback
-from openautoglm.text.ahead import TextAhead
 
 _log = get_logger(__name__)
 
@@ -193,13 +193,8 @@ def _report(reports: BinaryIO, frame: Frame) -> None:
 
 
 def _open(options: EngineOptions, progress: ProgressCallback, heartbeat: Heartbeat) -> Opened:
-    with TextAhead(options.model, chat=False) as text:
-        from openautoglm.engine.assemble import open_engine, prepare
-
-        text.settle()
-        prepared = prepare(options, to_run=True)
-        check, _ = text.open(prepared.directory(progress=progress))
-        return open_engine(prepared, progress=progress, heartbeat=heartbeat, check=check)
+    opened, _ = open_model(options, progress=progress, heartbeat=heartbeat)
+    return opened
 
 
 if __name__ == "__main__":

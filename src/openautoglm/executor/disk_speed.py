@@ -13,6 +13,7 @@ from pathlib import Path
 from openautoglm.checkpoint.direct import open_direct
 from openautoglm.errors import ConfigError
 from openautoglm.native import _core
+from openautoglm.probe.file_system import existing_parent
 from openautoglm.units import MIB
 
 PROBE_BYTES = 256 * MIB
@@ -40,9 +41,7 @@ def measure_disk(directory: Path, *, num_readers: int, write: bool) -> DiskSpeed
     for the moment; writing that takes about a second at most, and is measured too (with `write`, in any case). The file
     has no name, so that nothing of it is left whatever happens. Raises `ConfigError` where nothing can be written.
     """
-    existing = directory.absolute()
-    while not existing.is_dir():
-        existing = existing.parent
+    existing = existing_parent(directory)
     try:
         with _some_file(existing, write=write) as (path, write_bytes_per_second):
             read_bytes_per_second, direct = _read(path, num_readers)

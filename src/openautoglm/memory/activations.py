@@ -21,20 +21,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from openautoglm.memory.shapes import mixer_matrices, mlp_matrices
+from openautoglm.memory.shapes import NUM_NORMS, mixer_matrices, mlp_matrices
 from openautoglm.spec.arch import (
     ArchSpec,
     AttentionSpec,
     DenseMlpSpec,
     LatentAttentionSpec,
     LayerSpec,
-    NormPlacement,
     RecurrentSpec,
 )
 
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 _FLOAT = 4
-_NORMS = {NormPlacement.PRE: 2, NormPlacement.SANDWICH: 4, NormPlacement.PARALLEL: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +111,7 @@ def layer_tensors(layer: LayerSpec, hidden: int) -> Iterator[tuple[str, int, int
 
 
 def _layer_bytes(layer: LayerSpec, hidden: int, shape: ActivationShape) -> int:
-    norms = _NORMS[layer.placement] * _norm_bytes(hidden, shape)
+    norms = NUM_NORMS[layer.placement] * _norm_bytes(hidden, shape)
     return norms + _mixer_bytes(layer, hidden, shape) + _mlp_bytes(layer, hidden, shape)
 
 

@@ -23,7 +23,7 @@ from openautoglm.spec.arch import (
     RecurrentSpec,
 )
 
-_NUM_NORMS = {NormPlacement.PRE: 2, NormPlacement.SANDWICH: 4, NormPlacement.PARALLEL: 1}
+NUM_NORMS = {NormPlacement.PRE: 2, NormPlacement.SANDWICH: 4, NormPlacement.PARALLEL: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,13 @@ def layer_matrices(layer: LayerSpec, hidden_size: int) -> tuple[MatrixShape, ...
 
 def layer_vector_elements(layer: LayerSpec, hidden_size: int) -> int:
     """Return the elements of a layer's norms, biases and router corrections (all kept in fp32)."""
-    elements = _NUM_NORMS[layer.placement] * norm_elements(layer.norm, hidden_size)
+    elements = NUM_NORMS[layer.placement] * norm_elements(layer.norm, hidden_size)
     return elements + _mixer_vectors(layer.mixer, hidden_size) + _mlp_vectors(layer.mlp, hidden_size)
 
 
 def num_layer_vectors(layer: LayerSpec) -> int:
     """Return how many vectors a layer of attention and a dense MLP has: norms, and fused biases."""
-    count = _NUM_NORMS[layer.placement]
+    count = NUM_NORMS[layer.placement]
     if isinstance(layer.mixer, AttentionSpec):
         count += layer.mixer.qkv_bias + layer.mixer.output_bias + 2 * (layer.mixer.qk_norm is not None)
     return count + 2 * (isinstance(layer.mlp, DenseMlpSpec) and layer.mlp.bias)

@@ -134,14 +134,15 @@ class SpillStore:
     def _put_disk(self, key: bytes, data: bytes) -> bool:
         if self._disk is None or not self._writable:
             return False
+        oldest = self._disk.oldest() if self._disk.full else None
+        if oldest is not None:
+            self.drop(oldest)
+            self.num_lost += 1
         try:
-            made_room = self._disk.put(key, data)
+            self._disk.put(key, data)
         except OSError as error:
             self._turn_off(f"writing {len(data)} bytes failed: {error}")
             return False
-        if made_room is not None:
-            del self._checksums[made_room]
-            self.num_lost += 1
         return True
 
     def _read(self, key: bytes) -> bytes | None:

@@ -118,7 +118,7 @@ class HostTier:
 
 
 class DiskTier:
-    """Up to `capacity_bytes` of pieces in a `SpillFile`; where it is full, the oldest piece makes room.
+    """Up to `capacity_bytes` of pieces in a `SpillFile`.
 
     Methods may raise `OSError`; a piece whose writing failed is not here.
     """
@@ -126,35 +126,27 @@ class DiskTier:
     def __init__(self, capacity_bytes: int, piece_bytes: int, file: SpillFile) -> None:
         self.piece_bytes = piece_bytes
         self._file = file
-        self._num_slots = num_slots(capacity_bytes, piece_bytes)
-        self._slots = _Slots(self._num_slots)
+        self.num_slots = num_slots(capacity_bytes, piece_bytes)
+        self._slots = _Slots(self.num_slots)
+
+    @property
+    def full(self) -> bool:
+        """Whether a piece must go before another can come."""
+        return self._slots.full
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the slots in use; the file itself is as long as it was at its fullest."""
         return len(self._slots) * self._file.slot_bytes
 
-    def __contains__(self, key: bytes) -> bool:
-        """Whether a piece is here."""
-        return key in self._slots
-
-    def put(self, key: bytes, data: bytes) -> bytes | None:
-        """Write a piece; return the key that made room for it, if one had to. There must be room for one at all."""
-        made_room = self._slots.oldest() if self._slots.full else None
-        if made_room is not None:
-            self._slots.drop(made_room)
+    def put(self, key: bytes, data: bytes) -> None:
+        """Write a piece; there must be room for it."""
         slot = self._slots.take(key)
         try:
             self._file.write(slot, data)
         except OSError:
             self._slots.drop(key)
             raise
-        return made_room
-
-    @property
-    def num_slots(self) -> int:
-        """How many pieces there is room for."""
-        return self._num_slots
 
     def get(self, key: bytes) -> bytes:
         """Read a piece that is here; shorter where the file was cut."""
@@ -163,6 +155,10 @@ class DiskTier:
     def drop(self, key: bytes) -> None:
         """Forget a piece that is here."""
         self._slots.drop(key)
+
+    def oldest(self) -> bytes | None:
+        """Return the key that was put first of those here."""
+        return self._slots.oldest()
 
     def close(self) -> None:
         """Delete everything."""

@@ -116,7 +116,7 @@ class TrainingBytes:
     peak_bytes: int
 
 
-def check_setup(spec: ArchSpec, setup: TrainingSetup) -> None:
+def _check_setup(spec: ArchSpec, setup: TrainingSetup) -> None:
     """Raise `ConfigError` for a setup that means nothing."""
     for name, value in (
         ("batch", setup.batch_size),
@@ -141,7 +141,7 @@ def check_setup(spec: ArchSpec, setup: TrainingSetup) -> None:
 
 def training_bytes(spec: ArchSpec, setup: TrainingSetup) -> TrainingBytes:
     """Return what a training step takes on each device. Raises `ConfigError` for a setup that means nothing."""
-    check_setup(spec, setup)
+    _check_setup(spec, setup)
     full = setup.method is TrainingMethod.FULL
     tensors = _trainable(spec, setup)
     trainable = sum(rows * columns * count for (rows, columns), count in tensors.items())
@@ -165,7 +165,7 @@ def training_bytes(spec: ArchSpec, setup: TrainingSetup) -> TrainingBytes:
     )
     shards, stage = setup.num_devices, setup.zero
     largest_bytes = max(rows * columns for rows, columns in tensors) * _FLOAT
-    shared = _shared_bytes(spec, setup, trainable * gradient_item)
+    shared = _shared_bytes(spec, setup, trainable, gradient_item)
     parameters, gradients = _part(parameters, stage >= 3, shards), _part(gradients, stage >= 2, shards)
     master, states = _part(master, stage >= 1, shards), _part(states, stage >= 1, shards)
     host = (master + states + (parameters if stage >= 3 else 0)) if setup.offload else 0
@@ -252,11 +252,11 @@ def _tensor_state_bytes(rows: int, columns: int, optimizer: Optimizer, item_byte
             return 2 * (elements + -(-elements // _BLOCK_8BIT) * _FLOAT)
 
 
-def _shared_bytes(spec: ArchSpec, setup: TrainingSetup, gradient_bytes: int) -> int:
+def _shared_bytes(spec: ArchSpec, setup: TrainingSetup, trainable: int, gradient_item_bytes: int) -> int:
     """Return what ZeRO holds to exchange: a bucket of gradients, and at stage 3 two layers whole."""
     if setup.zero == 0:
         return 0
-    shared = min(gradient_bytes, _BUCKET_ELEMENTS * (setup.gradient_item_bytes or setup.item_bytes))
+    shared = min(trainable, _BUCKET_ELEMENTS) * gradient_item_bytes
     if setup.zero == 3:
         layers = [
             sum(outputs * inputs * count for _, outputs, inputs, count in layer_tensors(layer, spec.hidden_size))

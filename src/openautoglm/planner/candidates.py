@@ -99,13 +99,13 @@ def check_goal(spec: ArchSpec, goal: Goal) -> None:
     if goal.group is not None and goal.quant not in GROUPED_FORMATS:
         chosen = "auto" if goal.quant is None else str(goal.quant)
         raise ConfigError(f"a weight group means nothing for quant {chosen}: add quant int4 or nf4, or drop the group")
-    check_placement(spec, goal)
+    _check_placement(spec, goal)
     for name, value in (("spill_memory", goal.spill.memory_bytes), ("spill_disk", goal.spill.disk_bytes)):
         if value < 0:
             raise ConfigError(f"{name} must be at least 0, got {value}")
 
 
-def check_placement(spec: ArchSpec, goal: Goal) -> None:
+def _check_placement(spec: ArchSpec, goal: Goal) -> None:
     """Raise `ConfigError` for a layer that the model has not, and for places on disk where none are allowed."""
     named = (*goal.placement.disk, *goal.placement.memory)
     if named and max(named) >= spec.num_layers:

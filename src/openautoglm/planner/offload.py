@@ -115,17 +115,15 @@ def reason(pricer: Pricer, goal: Goal, plan: Plan) -> Iterator[str]:
     offload = plan.offload
     if offload is None:
         room = pricer.disk_room
-        if (
-            goal.offload is OffloadMode.DISK
-            and room is not None
-            and not room.holds(pricer.packed_file_bytes(plan.formats))
-        ):
+        if goal.offload is not OffloadMode.DISK:
+            return
+        if room is None or room.holds(pricer.packed_file_bytes(plan.formats)):
+            yield "offload: no layer stays on disk, because all of them fit in memory"
+        else:
             yield (
                 f"offload: no layer stays on disk, because {room.directory} can take only "
                 f"{format_bytes(room.free_bytes)}: choose another disk with --offload-dir"
             )
-        elif goal.offload is OffloadMode.DISK:
-            yield "offload: no layer stays on disk, because all of them fit in memory"
         return
     placed = f", {len(goal.placement.disk)} of them set by you" if goal.placement.disk else ""
     if goal.placement.disk == offload.layers:

@@ -12,7 +12,7 @@ from openautoglm.checkpoint.packed import MIN_SOURCE_BYTES
 from openautoglm.checkpoint.packed_format import PackedLayout
 from openautoglm.memory.kv import indexer_bytes_per_token, kv_bytes_per_token_by_kind, recurrent_state_bytes
 from openautoglm.memory.loading import SLICE_BYTES, worth_packing
-from openautoglm.memory.offload import layer_disk_bytes, layer_matrix_bytes
+from openautoglm.memory.offload import layer_matrix_bytes
 from openautoglm.memory.runtime import RuntimeNeeds, block_index_bytes, runtime_parts
 from openautoglm.memory.shapes import num_layer_vectors
 from openautoglm.memory.spill import host_tier_bytes, num_slots, overhead_bytes, slot_bytes
@@ -86,21 +86,24 @@ def file_parts(
     formats: ModelFormats,
     needs: RuntimeNeeds,
     weights: WeightBytes,
-    disk_layers: Sequence[int] = (),
+    disk_bytes: int = 0,
 ) -> Iterator[Part]:
-    """Yield what stands on disk, and what a load leaves of it in the page cache: nothing of the layers on disk."""
+    """Yield what stands on disk, and what a load leaves of it in the page cache: nothing of the `disk_bytes` of layers
+    that stay there.
+    """
     source = needs.source_bytes
     if source is None:
         source = num_parameters(spec) * needs.source_item_bytes
     packed = packed_file_bytes(spec, formats, weights)
-    kept = bool(disk_layers) or (needs.packed_cache and worth_packing(formats, source, MIN_SOURCE_BYTES))
-    in_memory = packed - sum(layer_disk_bytes(spec, formats)[layer] for layer in disk_layers)
+    kept = bool(disk_bytes) or (needs.packed_cache and worth_packing(formats, source, MIN_SOURCE_BYTES))
     yield _part(Component.PAGE_CACHE, "checkpoint", min(source, SLICE_BYTES), "one slice at once, dropped behind")
     if kept:
-        yield _part(Component.PAGE_CACHE, "packed weights", in_memory, "after a start from them, if memory is spare")
+        yield _part(
+            Component.PAGE_CACHE, "packed weights", packed - disk_bytes, "after a start from them, if memory is spare"
+        )
     yield _part(Component.DISK, "checkpoint", source)
     if kept:
-        why = "read by every step, and for the next start" if disk_layers else "for the next start"
+        why = "read by every step, and for the next start" if disk_bytes else "for the next start"
         yield _part(Component.DISK, "packed weights", packed, why)
 
 

@@ -142,7 +142,7 @@ class Pricer:
                     num_blocks=choice.num_blocks,
                     loading=self.loading_excess(choice),
                 ),
-                *parts.file_parts(spec, formats, self.runtime, weights, choice.disk_layers),
+                *parts.file_parts(spec, formats, self.runtime, weights, self.disk_bytes(choice)),
                 *parts.spill_parts(self.spill, self.block_bytes(formats)),
             ),
         )

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from openautoglm.probe.file_system import existing_parent
 from openautoglm.spec.machine import DiskSpec
 
 
@@ -18,8 +19,6 @@ def cache_directory() -> Path:
 def probe_disk(path: Path | None = None) -> DiskSpec:
     """Describe the file system of `path` (the cache directory by default), or of its nearest existing parent."""
     wanted = cache_directory() if path is None else path
-    existing = wanted.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = existing_parent(wanted)
     usage = shutil.disk_usage(existing)
     return DiskSpec(path=str(wanted), free_bytes=usage.free, total_bytes=usage.total)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from openautoglm.probe.file_system import existing_parent
 from openautoglm.units import MIB
 
 TRIAL_BYTES = 64 * MIB
@@ -30,9 +31,7 @@ def measure_disk_speed(directory: Path) -> DiskSpeed:
     At most TRIAL_BYTES, and no new piece after TRIAL_SECONDS of writing or of reading. The file has no name, so that
     nothing is left behind. Raises `OSError` where nothing can be written. Peak bytes: one piece of 4 MiB.
     """
-    existing = directory.absolute()
-    while not existing.is_dir():
-        existing = existing.parent
+    existing = existing_parent(directory)
     piece = os.urandom(_PIECE_BYTES)
     with tempfile.TemporaryFile(dir=existing, buffering=0) as file:
         started = time.monotonic()
