@@ -108,7 +108,6 @@ class WeightStream {
   void release();
 
   // ---- from any thread ----
-  bool direct() const { return source_.direct; }
   uint64_t bytes_read() const { return bytes_read_.load(std::memory_order_relaxed); }
   // Matrices that a step had to wait for, each counted once.
   uint64_t num_waits() const { return num_waits_.load(std::memory_order_relaxed); }

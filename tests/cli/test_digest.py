@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from openautoglm.cli.summarise import CHINESE, ENGLISH, Summariser, instructions_for
-from openautoglm.errors import ConfigError
+from openautoglm.errors import ConfigError, EngineError
 from openautoglm.llm import LLM, Completion
 from openautoglm.spec.sampling import SamplingParams
 
@@ -73,6 +74,32 @@ def test_every_part_reaches_the_model_and_every_summary_the_next_level(llm: LLM)
     assert summary == recording.answers[-1]
     assert news[-1] == (max(level for level, _, _ in news), 1, 1)
     assert (1, len(parts), len(parts)) in news
+
+
+class Scripted(Recording):
+    """Says what it is told to, in order."""
+
+    def __init__(self, llm: LLM, script: Sequence[str]) -> None:
+        super().__init__(llm)
+        self._script = iter(script)
+
+    def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams) -> list[Completion]:
+        real = self._llm.generate(prompts, replace(sampling, max_tokens=1))
+        return [replace(one, choices=(replace(one.choices[0], text=next(self._script)),)) for one in real]
+
+
+def scripted(llm: LLM, script: Sequence[str]) -> Summariser:
+    model = Scripted(llm, script)
+    return Summariser(model, SamplingParams(), ENGLISH, summary_tokens=SUMMARY)  # type: ignore[arg-type]
+
+
+def test_summaries_that_are_too_long_to_be_merged_end_it(llm: LLM) -> None:
+    with pytest.raises(EngineError, match="too long to be merged"):
+        scripted(llm, ["memory and blocks " * 60] * 100).summarise(DOCUMENT)
+
+
+def test_an_empty_merge_keeps_the_order(llm: LLM) -> None:
+    assert scripted(llm, ["", "cd"])._merged([["a", "b"], ["alone"], ["c", "d"]], 2) == ["alone", "cd"]
 
 
 def test_a_context_without_room_is_refused(llm: LLM) -> None:

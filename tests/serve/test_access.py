@@ -223,6 +223,12 @@ def test_single_keys_open_what_they_are_for(tokenizer: Tokenizer) -> None:
     assert opened == {"a": ["/v1/models", "/metrics"], "b": ["/admin/memory"], "c": ["/metrics"], "d": []}
 
 
+def test_one_key_may_be_given_for_everything() -> None:
+    access = Access(AccessOptions(api_key="a", admin_key="a", metrics_key="a"))
+    assert [decided(access, "a", path) for path in ("/v1/models", "/metrics", "/admin/memory")] == [200] * 3
+    assert decided(access, "b") == 401
+
+
 def test_a_metrics_key_alone_closes_only_metrics(tokenizer: Tokenizer) -> None:
     with live_server(tokenizer, access=AccessOptions(metrics_key="c")) as server:
         assert server.get("/v1/models").status_code == 200

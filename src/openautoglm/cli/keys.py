@@ -172,8 +172,7 @@ def revoke_command(name: str, file: Path) -> None:
             raise ConfigError(f"{file} has no key called {name}: see `openautoglm keys list`")
         return rest
 
-    # A file that is not there is no reason to make one.
-    read_keys(file)
+    read_keys(file)  # tells that there is no file, where that is what is wrong
     change_keys(file, remove)
     click.echo(f"{name} is revoked", err=True)
 

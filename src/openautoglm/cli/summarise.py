@@ -83,26 +83,30 @@ class Summariser:
             )
 
     def summarise(self, text: str) -> str:
-        """Return the summary of a document; raise `EngineError` if the model had nothing to say."""
+        """Return the summary of a document; raise `EngineError` if the model said nothing, or too much to be merged."""
         pieces = split_text(
             text, self._llm.tokenizer, max_tokens=self._room_tokens, overlap_tokens=self._overlap_tokens
         )
         parts = [text[piece.overlap_begin : piece.end] for piece in pieces]
-        summaries, level = self._answers(self._instructions.part, parts, 1), 1
+        answers, level = self._answers(self._instructions.part, parts, 1), 1
+        summaries = [answer for answer in answers if answer]
         while len(summaries) > 1:
             level += 1
             groups = self._groups(summaries)
-            alone = [group[0] if len(group) == 1 else None for group in groups]
-            merged = iter(
-                self._answers(
-                    self._instructions.merge, [_SEPARATOR.join(group) for group in groups if len(group) > 1], level
+            if len(groups) == len(summaries):
+                raise EngineError(
+                    "the model's summaries are too long to be merged: raise --context, or lower --max-tokens"
                 )
-            )
-            summaries = [kept if kept is not None else next(merged, "") for kept in alone]
-            summaries = [summary for summary in summaries if summary]
+            summaries = self._merged(groups, level)
         if not summaries:
             raise EngineError("the model's summaries are all empty: try another model, or another --instruction")
         return summaries[0]
+
+    def _merged(self, groups: Sequence[Sequence[str]], level: int) -> list[str]:
+        """Return a summary for each group, in order, without empty ones; what stands alone stays as it is."""
+        texts = [_SEPARATOR.join(group) for group in groups if len(group) > 1]
+        merged = iter(self._answers(self._instructions.merge, texts, level))
+        return [text for group in groups if (text := group[0] if len(group) == 1 else next(merged))]
 
     def _groups(self, summaries: Sequence[str]) -> list[list[str]]:
         """Put as many summaries together as fit a prompt, in their order."""
@@ -115,7 +119,7 @@ class Summariser:
         return groups
 
     def _answers(self, instruction: str, texts: Sequence[str], level: int) -> list[str]:
-        """Return the model's answers that are not empty, in order; as many run at once as the plan has room for."""
+        """Return the model's answers in order, empty ones too; as many run at once as the plan has room for."""
         answers: list[str] = []
         batch = max(1, self._llm.plan.concurrency)
         self._on_progress(level, 0, len(texts))
@@ -123,7 +127,7 @@ class Summariser:
             prompts = [self._prompt(instruction, text) for text in texts[first : first + batch]]
             answers += [completion.text.strip() for completion in self._llm.generate(prompts, self._sampling)]
             self._on_progress(level, min(first + batch, len(texts)), len(texts))
-        return [answer for answer in answers if answer]
+        return answers
 
     def _prompt(self, instruction: str, text: str) -> tuple[int, ...]:
         messages: list[Message] = [{"role": "user", "content": f"{instruction}{_SEPARATOR}{text}"}]

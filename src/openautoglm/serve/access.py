@@ -86,12 +86,17 @@ class Access:
         options = options or AccessOptions()
         self._file = options.keys_file
         self._secret = secrets.token_bytes(32)
+        # One key may be given for several things.
+        given: dict[str, list[str]] = {}
+        for name, key in zip(_SINGLE_KEYS, (options.api_key, options.admin_key, options.metrics_key), strict=True):
+            if key is not None:
+                given.setdefault(key, []).append(name)
         self._single = [
-            _Key(digest=key_digest(key), caller=self._caller(name, roles, name))
-            for (name, roles), key in zip(
-                _SINGLE_KEYS.items(), (options.api_key, options.admin_key, options.metrics_key), strict=True
+            _Key(
+                digest=key_digest(key),
+                caller=self._caller(names[0], frozenset().union(*map(_SINGLE_KEYS.__getitem__, names)), names[0]),
             )
-            if key is not None
+            for key, names in given.items()
         ]
         self._keys = self._single
         unguarded = {Role.USER} if options.metrics_key is not None else {Role.USER, Role.METRICS}
@@ -129,6 +134,11 @@ class Access:
         return ErrorReply(
             status=403, message=f"this path needs the role {role}, which this key does not have", code="missing_role"
         )
+
+    @property
+    def follows_file(self) -> bool:
+        """Whether there is a file whose keys may change."""
+        return self._file is not None
 
     def reload_if_changed(self, *, force: bool = False) -> bool:
         """Read the keys file again if it has changed; return whether that was done.

@@ -29,6 +29,7 @@ from openautoglm.errors import ConfigError
 
 _MAX_LINE_BYTES = 1 << 16
 _FIRST_MAC = "0" * 64
+_MAX_LOOKS = 5
 _KEY_BYTES = 16
 Value = str | int | float | bool | None | dict[str, int]
 
@@ -190,7 +191,19 @@ def head_file(file: Path) -> Path:
 
 
 def verify(file: Path, key: bytes) -> Verdict:
-    """Look at every line of a log and at its head; nothing is changed. Memory does not grow with the log."""
+    """Look at every line of a log and at its head; nothing is changed. Memory does not grow with the log.
+
+    A log that grew meanwhile is looked at again: its head may then count lines that had not been there.
+    """
+    for _ in range(_MAX_LOOKS):
+        num_bytes = file.stat().st_size
+        verdict = _verify(file, key)
+        if not verdict.faults or file.stat().st_size == num_bytes:
+            break
+    return verdict
+
+
+def _verify(file: Path, key: bytes) -> Verdict:
     faults: list[str] = []
     seq, mac, before, gaps, torn = 0, _FIRST_MAC, _FIRST_MAC, 0, False
     for number, line in enumerate(_lines(file), start=1):

@@ -92,6 +92,8 @@ def _outcome(scope: Scope) -> dict[str, Value]:
     if isinstance(answer, Answer):
         for where, counts in answer.extension.redactions.items():
             outcome[f"redacted_{where}"] = dict(counts)
+    if isinstance(generation, Generation) and generation.redacted:
+        outcome["redacted_answer"] = dict(generation.redacted)  # also of an answer that was cut off
     return outcome
 
 

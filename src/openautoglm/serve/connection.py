@@ -75,7 +75,7 @@ class EventStream(Response):
         super().__init__()
         self._events = events
         self._close = close
-        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
         self._client_seconds = client_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,6 +98,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _close_once(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._close()
+        """Close, once for all who ask; a client that goes in the middle of it stops nothing."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)

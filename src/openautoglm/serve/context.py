@@ -57,6 +57,9 @@ class ServeContext:
         default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
     )
 
+    # A large document takes a second or so: the text threads stay free for chats, also when its client has gone.
+    split_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="split"))
+
     async def in_text_thread(self, work: Callable[[], T]) -> T:
         """Run CPU-bound work on text beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.text_threads, work)
@@ -71,4 +74,5 @@ class ServeContext:
 
     def close(self) -> None:
         """End the threads."""
-        self.text_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.text_threads, self.split_thread):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -215,7 +215,9 @@ async def _serve_until_stopped(
     server = Server(context, options.drain_seconds, options.tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process))
-    beside = [asyncio.create_task(_trim_when_idle(context.drain)), asyncio.create_task(keep_current(context.access))]
+    beside = [asyncio.create_task(_trim_when_idle(context.drain))]
+    if context.access.follows_file:
+        beside.append(asyncio.create_task(keep_current(context.access)))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:

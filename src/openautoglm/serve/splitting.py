@@ -26,8 +26,6 @@ _PIECE_BYTES = 256
 def split_routes(context: ServeContext) -> APIRouter:
     """Return the router of this route."""
     router = APIRouter()
-    # A large document takes a second or so of a text thread: the other one stays free for chats.
-    turn = asyncio.Lock()
 
     @router.post("/v1/split", openapi_extra=body_of(SplitBody))
     async def split(request: Request) -> Response:
@@ -35,33 +33,30 @@ def split_routes(context: ServeContext) -> APIRouter:
         async with context.intake.body(body_bytes(request, context.settings)) as charge:
             body = parse(SplitBody, await read_json(request, context.settings, charge))
             charge.add_objects(min(len(body.text), MAX_PIECES))
-
-            async def work() -> Response:
-                async with turn:
-                    return await _split(context, body)
-
-            return await unless_gone(request.receive, work())
+            return await unless_gone(request.receive, _split(context, body))
 
     return router
 
 
 async def _split(context: ServeContext, body: SplitBody) -> Response:
     model = check_model(context, body.model)
-    pieces = await context.in_text_thread(
+    loop = asyncio.get_running_loop()
+    pieces = await loop.run_in_executor(
+        context.split_thread,
         lambda: split_text(
             body.text,
             context.tokenizer,
             max_tokens=body.max_tokens,
             overlap_tokens=body.overlap_tokens,
             max_pieces=MAX_PIECES,
-        )
+        ),
     )
     charge = context.intake.answer()
     try:
         # JSON escapes at most double what is not a control character, of which a text has few.
         num_characters = sum(piece.end - piece.overlap_begin for piece in pieces)
         charge.add(num_characters * (1 if body.text.isascii() else 3) + len(pieces) * _PIECE_BYTES)
-        answer = await context.in_text_thread(lambda: _answer(model, body, pieces))
+        answer = await loop.run_in_executor(context.split_thread, lambda: _answer(model, body, pieces))
         return WholeAnswer(answer, charge.release)
     except BaseException:
         charge.release()

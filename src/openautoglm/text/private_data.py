@@ -11,6 +11,7 @@ Sources: GB 11643-1999 (identity numbers, ISO 7064 MOD 11-2), GB/T 2260 (provinc
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import ipaddress
 import re
 import sys
@@ -54,7 +55,9 @@ _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 _DOTS = "\u3002\uff61\ufe52"
 
 
+@functools.cache
 def _plain_characters() -> dict[int, str]:
+    """Return the table of `plain_text`: tens of milliseconds, which only those who redact should pay."""
     plain = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     plain |= {ord(character): "-" for character in _DASHES}
     plain |= {ord(character): " " for character in _SPACES}
@@ -66,12 +69,9 @@ def _plain_characters() -> dict[int, str]:
     return plain
 
 
-_PLAIN = _plain_characters()
-
-
 def plain_text(text: str) -> str:
     """Return the text with every character as it looks in ASCII, where it looks like one; of equal length."""
-    return text if text.isascii() else text.translate(_PLAIN)
+    return text if text.isascii() else text.translate(_plain_characters())
 
 
 # ---- numbers in groups: identity numbers, cards, mobile telephones -------------------------------------------------

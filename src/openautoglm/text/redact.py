@@ -48,6 +48,7 @@ class Redactor:
 
     def __init__(self, options: RedactionOptions) -> None:
         self._options = options
+        plain_text("\u3000")  # makes the table now, not with the first request
 
     def redact(self, text: str, counts: Counter[str], *, max_matches: int | None = None) -> str:
         """Return the text with private data replaced, adding to `counts` by kind.
