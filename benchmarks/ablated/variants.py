@@ -116,7 +116,7 @@ class WatchedScheduler(Scheduler):
         schedule = super().schedule()
         requests = [sequence.request for sequence in self.running]
         self._watch.high_water.see(
-            live=self._pool.num_live,
+            live=self.pool.num_live,
             answer=sum(
                 self._blocks(one.num_prompt_tokens + self._watch.answer_tokens[one.request_id]) for one in requests
             ),
@@ -127,7 +127,7 @@ class WatchedScheduler(Scheduler):
         return schedule
 
     def _blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._pool.block_tokens)
+        return -(-num_tokens // self.pool.block_tokens)
 
 
 class ReservingScheduler(WatchedScheduler):
@@ -136,9 +136,9 @@ class ReservingScheduler(WatchedScheduler):
     def _admit(self, sequence: Sequence) -> bool:
         request = sequence.request
         count = self._blocks(request.num_prompt_tokens + request.max_new_tokens)
-        if count > self._pool.num_blocks:
-            raise EngineError(f"a request needs {count} blocks in one piece and the pool has {self._pool.num_blocks}")
-        blocks = self._pool.allocate(count)
+        if count > self.pool.num_blocks:
+            raise EngineError(f"a request needs {count} blocks in one piece and the pool has {self.pool.num_blocks}")
+        blocks = self.pool.allocate(count)
         if blocks is None:
             return False
         sequence.attach(blocks)
