@@ -40,6 +40,8 @@ def make_request(
     and `ContextOverflowError` when prompt and output do not fit the context.
     """
     sampling = generation.sampling
+    if sampling.constraint is not None:
+        raise InvalidRequestError("this engine does not know constraints yet", param=sampling.constraint.param)
     prompt = _check_prompt(generation.prompt_tokens, limits)
     max_new_tokens = _max_new_tokens(len(prompt), sampling, limits)
     eos_tokens = frozenset() if sampling.ignore_eos else limits.eos_token_ids

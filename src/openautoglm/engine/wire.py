@@ -27,7 +27,7 @@ from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogRepor
 from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.progress import Progress
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from openautoglm.errors import InvalidRequestError
+from openautoglm.spec.constraint import Constraint
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -23,7 +24,8 @@ class SamplingParams:
     `max_tokens` None means up to the context limit. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off.
     `logprobs` None is off, k >= 0 returns the chosen token's logprob and the k best (log-softmax of the model's raw
     logits, before penalties and temperature). `seed` None is drawn at admission. Penalties: repetition over prompt
-    and output, frequency and presence over the output only.
+    and output, frequency and presence over the output only. `constraint` says what the whole text must look like; every
+    token is drawn from those that it allows.
     """
 
     max_tokens: int | None = None
@@ -44,6 +46,7 @@ class SamplingParams:
     include_stop: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -62,6 +65,10 @@ class SamplingParams:
             self._integer("logprobs", 0, MAX_TOP_LOGPROBS)
         self._check_stops()
         self._check_biases()
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise InvalidRequestError(
+                f"constraint must be a Constraint, got {type(self.constraint).__name__}", param="constraint"
+            )
 
     def _check_lengths(self) -> None:
         self._integer("min_tokens", 0, 1 << 30)
