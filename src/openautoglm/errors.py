@@ -22,6 +22,7 @@
     │   └── PrivateDataError         the text holds what the server was told to keep out; carries its kind
     ├── OverloadedError          no room now: carries retry_after_seconds (HTTP 429)
     │   └── MemoryPressureError      memory is being taken away from the server (HTTP 503)
+    ├── LoadTestError            a server under test does not answer as the API says
     ├── DeadlineError            a request cannot end, or has not ended, by its deadline (HTTP 504)
     └── EngineError              the engine failed or is gone (HTTP 5xx)
         ├── StepRefusedError         the executor refused a batch before computing anything of it
@@ -160,6 +161,10 @@ class MemoryPressureError(OverloadedError):
     """Memory is so tight that nothing new is taken; it may be free again soon."""
 
     http_status = 503
+
+
+class LoadTestError(OpenAutoGLMError):
+    """A server that is to be measured is not there, refuses, or does not answer as OpenAI's API says."""
 
 
 class DeadlineError(OpenAutoGLMError):

@@ -17,6 +17,7 @@ _FACTORS = {
     "g": GIB, "gib": GIB, "gb": 1000**3,
     "t": GIB << 10, "tib": GIB << 10, "tb": 1000**4,
 }  # fmt: skip
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "min": 60.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -39,6 +40,16 @@ def parse_bytes_per_minute(text: str) -> int:
         except ConfigError:
             pass  # said better below: the whole of it was wrong
     raise ConfigError(f"{text!r} is not a rate: write a size above zero per minute, such as 10MiB/min")
+
+
+def parse_seconds(text: str) -> float:
+    """Parse "250ms", "1.5s", "2min" or plain seconds into seconds above zero; raise `ConfigError` otherwise."""
+    match = _SIZE.fullmatch(text)
+    factor = _SECONDS.get(match.group(2).lower()) if match else None
+    seconds = 0.0 if match is None or factor is None else float(match.group(1)) * factor
+    if seconds <= 0:
+        raise ConfigError(f"{text!r} is no time: write a number above zero and a unit, such as 250ms, 2s or 1min")
+    return seconds
 
 
 def format_bytes(num_bytes: int) -> str:
