@@ -125,7 +125,7 @@ def live_server(
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     app = create_app(context)
-    config = uvicorn_config(app, context.settings, tls)
+    config = uvicorn_config(app, context.settings, context.metrics.strangers, tls)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openautoglm.engine.client import SpillStatus
+from openautoglm.serve.strangers import LATE, MALFORMED, Strangers
 from openautoglm.text.tokenizer import Tokenizer
 from tests.serve.live import Live, live_server
 
@@ -17,7 +20,7 @@ def samples(server: Live) -> dict[tuple[str, str], float]:
     found = {}
     for family in text_string_to_metric_families(server.get("/metrics").text):
         for sample in family.samples:
-            assert sample.labels["model_name"] == "small"
+            assert sample.labels.get("model_name", "small") == "small" or sample.name.startswith("process_")
             rest = ",".join(value for label, value in sample.labels.items() if label != "model_name")
             found[sample.name, rest] = sample.value
     return found
@@ -46,6 +49,16 @@ def test_metrics_have_the_names_that_dashboards_know(tokenizer: Tokenizer) -> No
         ("vllm:inter_token_latency_seconds_count", ""): generated - 3,
         ("vllm:e2e_request_latency_seconds_count", ""): 2,
         ("vllm:request_decode_time_seconds_count", ""): 2,
+        # Names that vLLM had before.
+        ("vllm:time_per_output_token_seconds_count", ""): generated - 3,
+        ("vllm:gpu_cache_usage_perc", ""): 0.1,
+        ("vllm:request_inference_time_seconds_count", ""): 2,
+        ("vllm:request_prompt_tokens_count", ""): 2,
+        ("vllm:request_prompt_tokens_sum", ""): 2 * len(tokenizer.encode("<|user|>hello<|assistant|>")),
+        ("vllm:request_generation_tokens_sum", ""): generated,
+        ("vllm:request_time_per_output_token_seconds_count", ""): 2,
+        ("openautoglm_http_errors_total", "invalid_request,400"): 1,
+        ("openautoglm_http_errors_total", "not_found,404"): 1,
         ("openautoglm_engine_ready", ""): 1,
         ("openautoglm_kv_blocks", "used"): 10,
         ("openautoglm_kv_blocks", "cached"): 20,
@@ -59,6 +72,40 @@ def test_metrics_have_the_names_that_dashboards_know(tokenizer: Tokenizer) -> No
         ("openautoglm_http_requests_total", "none,404"): 1,
     }
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_metrics_count_streams_that_fail_and_connections_that_are_no_requests(
+    server: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def counted() -> list[float]:
+        found = samples(server)
+        names = (("failed_streams", "generation_failed"), ("turned_away_connections", "malformed"))
+        return [found.get((f"openautoglm_{name}_total", label), 0) for name, label in names]
+
+    before = counted()
+    monkeypatch.setattr(server.engine, "fail_after_tokens", 2)
+    assert server.chat(stream=True).status_code == 200
+    monkeypatch.setattr(server.engine, "fail_after_tokens", None)
+    with caplog.at_level(logging.INFO):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+                assert b"400" in connection.recv(100)
+    assert [after - was for was, after in zip(before, counted(), strict=True)] == [1, 20]
+    assert len([record for record in caplog.records if "turned away" in record.getMessage()]) <= 1
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_few_lines_tell_of_many_strangers(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    strangers = Strangers(quiet_seconds=60, clock=lambda: now)
+    with caplog.at_level(logging.INFO):
+        for _ in range(1000):
+            strangers.turned_away(MALFORMED)
+            now += 0.1
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition("; ")[2] for line in lines] == ["1 since the line before", "600 since the line before"]
+    assert strangers.counts == {MALFORMED: 1000, LATE: 0}
 
 
 def test_metrics_tell_of_spilled_blocks(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from openautoglm.serve.replies import SERVER_ERROR, ErrorReply, json_response
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.strangers import Strangers
 from openautoglm.serve.web import Tls, uvicorn_config
 
 _RETRY_SECONDS = 5
@@ -28,7 +29,7 @@ class Doorman:
     def __init__(self, listener: socket.socket, tls: Tls | None = None) -> None:
         # A descriptor of its own: its end closes only that.
         self._socket = listener.dup()
-        self._server = uvicorn.Server(uvicorn_config(_answer, _SETTINGS, tls))
+        self._server = uvicorn.Server(uvicorn_config(_answer, _SETTINGS, Strangers(), tls))
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="doorman")
 

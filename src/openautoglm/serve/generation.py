@@ -57,7 +57,10 @@ class Usage:
 
 
 class Generation:
-    """One HTTP request on the engine. `close` aborts what has not finished, and must be called."""
+    """One HTTP request on the engine. `close` aborts what has not finished, and must be called.
+
+    `error` is what `next` has raised, if it has.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,8 @@ class Generation:
         self._meter = meter
         self._usage = usage
         self._num_unfinished = sum(request.sampling.n for request in requests)
-        self._failed = False
+        self.error: Exception | None = None
+        self._ended_by_engine = False
         self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
         self._num_untaken = len(requests)
         self._redaction = context.privacy.answer()
@@ -96,6 +100,13 @@ class Generation:
         Raises what the engine raised, `PrivateDataError` for an answer that is blocked, and
         `ReplyError` for a choice that ended in an error or was aborted.
         """
+        try:
+            return await self._next(timeout_seconds)
+        except Exception as error:
+            self.error = error
+            raise
+
+    async def _next(self, timeout_seconds: float | None) -> tuple[int, GenerationEvent] | None:
         if self._queue.empty():
             try:
                 async with asyncio.timeout(timeout_seconds):
@@ -105,7 +116,7 @@ class Generation:
         else:
             item = self._queue.get_nowait()
         if isinstance(item, Exception):
-            self._failed = True
+            self._ended_by_engine = True
             raise item
         prompt, event = item
         self._meter.event(prompt, event)
@@ -145,7 +156,7 @@ class Generation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._use is not None:
             self._use.close(taken=self._num_untaken == 0)
-        self._meter.end(num_aborted=0 if self._failed else self._num_unfinished)
+        self._meter.end(num_aborted=0 if self._ended_by_engine else self._num_unfinished)
 
     def _accepted(self) -> None:
         self._num_untaken -= 1

@@ -1,6 +1,7 @@
 """Prometheus metrics: vLLM's names, for dashboards that exist, beside openautoglm_* for memory and the engine.
 
-Requests are observed at the edge; counters and gauges of the engine are read from its status when scraped.
+Requests are observed at the edge; counters and gauges of the engine are read from its status when scraped. Names that
+vLLM has given up, and dashboards still ask for, are told with the values of their successors.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from prometheus_client.metrics_core import Metric
 from openautoglm.engine.client import EngineStatus, GenerationEvent
 from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.watchdog import Watchdog
+from openautoglm.serve.edge_metrics import EdgeMetrics
+from openautoglm.serve.strangers import Strangers
 
 _FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
@@ -31,9 +34,11 @@ _REQUEST_BUCKETS = (
 class Metrics:
     """The server's own registry, for one served model."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, strangers: Strangers | None = None) -> None:
         self._model_name = model_name
         self._registry = CollectorRegistry()
+        self.strangers = strangers or Strangers()
+        self.edge = EdgeMetrics(self._registry, model_name, self.strangers)
         self._engine = _EngineCollector(model_name)
         # A collector that is registered is asked at once for its names: it has none yet.
         self._registry.register(self._engine)
@@ -46,9 +51,12 @@ class Metrics:
         self._first_token = histogram(
             "vllm:time_to_first_token_seconds", "Time from a request to its first token.", _FIRST_TOKEN_BUCKETS
         )
-        self._next_token = histogram(
-            "vllm:inter_token_latency_seconds", "Time between two tokens of a choice.", _NEXT_TOKEN_BUCKETS
-        )
+        next_token = Histogram(
+            "vllm:inter_token_latency_seconds", "Time between two tokens of a choice.", labels,
+            registry=self._registry, buckets=_NEXT_TOKEN_BUCKETS,
+        )  # fmt: skip
+        self._next_token = next_token.labels(model_name)
+        self._registry.register(_FormerName("vllm:time_per_output_token_seconds", next_token))
         self._end_to_end = histogram(
             "vllm:e2e_request_latency_seconds", "Time from a request to its end.", _REQUEST_BUCKETS
         )
@@ -61,6 +69,10 @@ class Metrics:
         self._prefill = histogram(
             "vllm:request_prefill_time_seconds", "Time from a prompt's first step to its first token.", _REQUEST_BUCKETS
         )
+        self._inference = histogram(
+            "vllm:request_inference_time_seconds", "Time from a prompt's first step to the request's end.",
+            _REQUEST_BUCKETS,
+        )  # fmt: skip
         self._finished = Counter(
             "vllm:request_success",
             "Choices that ended, by reason.",
@@ -111,11 +123,14 @@ class Metrics:
         self._queue.observe(queue_seconds)
         self._prefill.observe(prefill_seconds)
 
-    def observe_end(self, end_to_end_seconds: float, decode_seconds: float | None) -> None:
-        """Record a request's whole time, and the part after its first token."""
+    def observe_end(
+        self, end_to_end_seconds: float, decode_seconds: float | None = None, prefill_seconds: float = 0.0
+    ) -> None:
+        """Record a request's whole time; if it had tokens, what its steps took before and after the first one."""
         self._end_to_end.observe(end_to_end_seconds)
         if decode_seconds is not None:
             self._decode.observe(decode_seconds)
+            self._inference.observe(prefill_seconds + decode_seconds)
 
     def count_finished(self, reason: str) -> None:
         """Count a choice that ended."""
@@ -130,6 +145,10 @@ class RequestMeter:
     begin: float = field(default_factory=time.monotonic)
     first: float | None = None
     last: dict[tuple[int, int], float] = field(default_factory=dict)
+    prompt_tokens: dict[int, int] = field(default_factory=dict)
+    num_generated: int = 0
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
 
     def event(self, prompt: int, event: GenerationEvent) -> None:
         """Take note of an event of the prompt with this index."""
@@ -139,11 +158,15 @@ class RequestMeter:
             if self.first is None:
                 self.first = now
                 self.metrics.observe_first_token(now - self.begin)
-            if event.choice == 0 and before is None:
-                self.metrics.observe_start(event.queue_seconds, event.prefill_seconds)
+                self.queue_seconds, self.prefill_seconds = event.queue_seconds, event.prefill_seconds
+            if before is None:
+                self.prompt_tokens[prompt] = event.prompt_tokens
+                if event.choice == 0:
+                    self.metrics.observe_start(event.queue_seconds, event.prefill_seconds)
             if before is not None:
                 self.metrics.observe_next_tokens(now - before, len(event.tokens))
             self.last[prompt, event.choice] = now
+            self.num_generated += len(event.tokens)
         if event.finish_reason is not None:
             self.metrics.count_finished(event.finish_reason)
 
@@ -152,7 +175,34 @@ class RequestMeter:
         now = time.monotonic()
         for _ in range(num_aborted):
             self.metrics.count_finished("abort")
-        self.metrics.observe_end(now - self.begin, None if self.first is None else now - self.first)
+        decode_seconds = None if self.first is None else now - self.first
+        self.metrics.observe_end(now - self.begin, decode_seconds, self.prefill_seconds)
+        self.metrics.edge.sizes(
+            prompt_tokens=sum(self.prompt_tokens.values()),
+            generated_tokens=self.num_generated,
+            decode_seconds=decode_seconds,
+        )
+
+
+class _FormerName:
+    """Tells a histogram under another name too, at a scrape; observing it costs nothing more."""
+
+    def __init__(self, name: str, histogram: Histogram) -> None:
+        self._name = name
+        self._histogram = histogram
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the metric without samples."""
+        yield Metric(self._name, "As its successor.", "histogram")
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric."""
+        for metric in self._histogram.collect():
+            told = Metric(self._name, f"As {metric.name}.", metric.type)
+            told.samples = [
+                sample._replace(name=self._name + sample.name.removeprefix(metric.name)) for sample in metric.samples
+            ]
+            yield told
 
 
 class _EngineCollector:
@@ -175,6 +225,7 @@ class _EngineCollector:
         yield self._gauge("vllm:num_requests_waiting", "Requests in the queue.", status.num_waiting)
         usage = used_blocks / status.num_blocks if status.num_blocks else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0 to 1.", usage)
+        yield self._gauge("vllm:gpu_cache_usage_perc", "As vllm:kv_cache_usage_perc.", usage)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", status.prefix_query_tokens)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", status.prefix_hit_tokens)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens taken.", status.prompt_tokens)

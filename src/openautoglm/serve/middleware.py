@@ -11,9 +11,10 @@ from openautoglm.log import get_logger
 from openautoglm.serve.access import role_of
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.generation import Generation
 from openautoglm.serve.keys import Role
 from openautoglm.serve.limits import Allowance
-from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply
+from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply, reply_for
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_RETRY_SECONDS = 10
@@ -47,7 +48,17 @@ class Edge:
             else:
                 await self._run(scope, receive, started)
         finally:
-            self._context.metrics.http_request(_route(scope), started.status)
+            self._count(scope, started.status, refusal)
+
+    def _count(self, scope: Scope, status: int, refusal: ErrorReply | None) -> None:
+        metrics = self._context.metrics
+        metrics.http_request(_route(scope), status)
+        generation = scope.get("generation")
+        if status >= 400:
+            metrics.edge.error(status, scope.get("error_code") if refusal is None else refusal.code)
+        elif isinstance(generation, Generation) and generation.error is not None:
+            reply = reply_for(generation.error)
+            metrics.edge.failed_stream("internal_error" if reply is None else reply.code)
 
     def _admit(self, scope: Scope, authorization: bytes | None) -> ErrorReply | None:
         """Find the request's caller and its allowance, and count it in there; return why it goes no further."""

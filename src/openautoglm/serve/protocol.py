@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import h11
 import msgspec
@@ -10,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openautoglm.serve.replies import ErrorReply
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.strangers import LATE, MALFORMED, Strangers
 from openautoglm.units import KIB
 
 # Request line and fields together. The largest that browsers and proxies send are half of it.
@@ -17,12 +19,17 @@ MAX_HEADER_BYTES = 32 * KIB
 # What an answer may wait for in this process, beside the kernel's buffer of the connection.
 _WRITE_BUFFER_BYTES = 8 * KIB
 
+# uvicorn warns of each connection that is no HTTP, which `Strangers` counts; what it calls an error stays one.
+_connection_logger = logging.getLogger("uvicorn.error.connection")
+_connection_logger.setLevel(logging.ERROR)
 
-def protocol_class(settings: EdgeSettings) -> type[asyncio.Protocol]:
+
+def protocol_class(settings: EdgeSettings, visitors: Strangers) -> type[asyncio.Protocol]:
     """Return the protocol of a server's connections, as uvicorn wants it."""
 
     class Protocol(EdgeProtocol):
         edge = settings
+        strangers = visitors
 
     return Protocol
 
@@ -35,11 +42,13 @@ class EdgeProtocol(H11Protocol):
     """
 
     edge: EdgeSettings
+    strangers: Strangers
     _clock: asyncio.TimerHandle | None = None
     _clocked: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: also a connection that never says anything comes to an end."""
+        self.logger = _connection_logger
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.timeout_keep_alive_task = self.loop.call_later(self.edge.idle_seconds, self.timeout_keep_alive_handler)
@@ -62,6 +71,7 @@ class EdgeProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or whose head is too large, and hang up."""
+        self.strangers.turned_away(MALFORMED)
         message = f"this is no HTTP/1.1 request, or its head is larger than {MAX_HEADER_BYTES} bytes"
         self._hang_up(ErrorReply(status=400, message=message, code="malformed_http"))
 
@@ -89,6 +99,7 @@ class EdgeProtocol(H11Protocol):
             self._clock = self.loop.call_later(self.edge.body_seconds, self.transport.close)
 
     def _head_is_late(self) -> None:
+        self.strangers.turned_away(LATE)
         message = f"the request's head did not arrive within {self.edge.header_seconds:g} s"
         self._hang_up(ErrorReply(status=408, message=message, code="request_timeout"))
 

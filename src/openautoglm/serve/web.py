@@ -19,6 +19,7 @@ from openautoglm.serve.app import create_app
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.protocol import MAX_HEADER_BYTES, protocol_class
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.strangers import Strangers
 
 _CLOSE_SECONDS = 3
 
@@ -41,12 +42,14 @@ class Tls:
             raise ConfigError(f"TLS cannot use {files}: {error}: give a certificate and its key in PEM") from None
 
 
-def uvicorn_config(app: ASGIApp, settings: EdgeSettings, tls: Tls | None = None) -> uvicorn.Config:
+def uvicorn_config(
+    app: ASGIApp, settings: EdgeSettings, strangers: Strangers, tls: Tls | None = None
+) -> uvicorn.Config:
     """Return how every server here is run."""
     return uvicorn.Config(
         app,
         lifespan="off",
-        http=protocol_class(settings),
+        http=protocol_class(settings, strangers),
         ws="none",
         access_log=False,
         log_config=None,
@@ -74,7 +77,7 @@ class Server(uvicorn.Server):
     """uvicorn, with our own end: on a signal the port stays open and refuses new work until what runs is done."""
 
     def __init__(self, context: ServeContext, drain_seconds: float, tls: Tls | None) -> None:
-        super().__init__(uvicorn_config(create_app(context), context.settings, tls))
+        super().__init__(uvicorn_config(create_app(context), context.settings, context.metrics.strangers, tls))
         self._context = context
         self._drain_seconds = drain_seconds
         self._loop = asyncio.get_running_loop()
