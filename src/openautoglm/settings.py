@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openautoglm.errors import ConfigError, OpenAutoGLMError
+from openautoglm.log import LOG_FORMATS
 from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.spec.goal import Objective
 from openautoglm.spec.offload import OffloadMode, parse_placement
@@ -183,6 +184,7 @@ SETTINGS = (
         help="Whether growth of memory is reported by itself.",
     ),
     SettingSpec(name="watchdog_slope", default=None, check=_rate, help="Growth per minute that is reported as well."),
+    SettingSpec(name="log_format", default="text", check=_one_of(*LOG_FORMATS), help="Records as text or JSON."),
     SettingSpec(name="log_dir", default=None, check=_text, help="Directory of memory reports."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),

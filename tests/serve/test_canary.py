@@ -18,6 +18,7 @@ from tests.serve.test_end_to_end import Server, running
 
 CANARY = "kanarienvogel-9c1f"
 KEY = "k" * 32
+LOGGING = ("--log-level", "debug", "--log-format", "json")
 AUDIT = {"OPENAUTOGLM_AUDIT_KEY": KEY, "OPENAUTOGLM_ADMIN_KEY": "admin"}
 
 
@@ -130,7 +131,7 @@ def test_prompts_appear_in_no_sink(tmp_path: Path) -> None:
         "--concurrency",
         "2",
     )
-    with running(tmp_path, *arguments, environment=AUDIT, options=("--log-level", "debug")) as server:
+    with running(tmp_path, *arguments, environment=AUDIT, options=LOGGING) as server:
         tell_all(server, sinks)
         kill_the_engine(server, sinks)
         server.process.terminate()
@@ -138,6 +139,11 @@ def test_prompts_appear_in_no_sink(tmp_path: Path) -> None:
         sinks["stdout"] = output
         sinks["stderr"] = server.errors.read_text()
     sinks["audit"] = audit.read_text()
+    # Whatever the processes say, tables and tracebacks included, is a line of JSON, and each request has one.
+    told = [json.loads(line) for line in sinks["stderr"].splitlines()]
+    answered = [line for line in told if line["message"].startswith("request ") and line.get("route") == "/v1/split"]
+    assert [line["status"] for line in answered] == [200, 400, 400]
+    assert len({line["pid"] for line in told}) >= 2
     assert "engine process has ended" in sinks["stderr"]
     for name, text in sinks.items():
         assert CANARY not in text, f"{name}: …{text[max(0, text.index(CANARY) - 200) :][:400]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 
@@ -10,7 +11,7 @@ import click
 
 from openautoglm import __version__
 from openautoglm.errors import OpenAutoGLMError
-from openautoglm.log import configure_logging, get_logger
+from openautoglm.log import LOG_FORMATS, announce, configure_logging, get_logger
 from openautoglm.settings import command_defaults, resolve_settings
 
 INTERRUPTED_EXIT_CODE = 130
@@ -73,15 +74,22 @@ class LazyGroup(click.Group):
     default="warning",
     help="Least severe log records to show on stderr.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    help="Records as text, or each as a line of JSON with the ids of its request (text).",
+)
 @click.pass_context
-def cli(context: click.Context, log_level: str) -> None:
+def cli(context: click.Context, log_level: str, log_format: str | None) -> None:
     """Fit an open-weight language model into the memory you have, make it fast there, and keep it up.
 
     MODEL is a checkpoint directory, a Hugging Face id (org/name[:quant][@revision]), or "demo" for the embedded
     model. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory, 130 interrupted.
     """
-    configure_logging(log_level)
-    context.default_map = command_defaults(resolve_settings(), tuple(_COMMANDS))
+    settings = resolve_settings({"log_format": log_format})
+    chosen = next(str(setting.value) for setting in settings if setting.name == "log_format")
+    configure_logging(log_level, chosen)
+    context.default_map = command_defaults(settings, tuple(_COMMANDS))
 
 
 def main() -> None:
@@ -97,11 +105,15 @@ def main() -> None:
         click.echo("interrupted", err=True)
         code = INTERRUPTED_EXIT_CODE
     except OpenAutoGLMError as error:
-        click.echo(f"error: {error}", err=True)
+        _complain(error)
         code = error.exit_code
     except OSError as error:
         # The system refused: a full disk, a file that may not be read. Its own words say which.
         get_logger(__name__).debug("the system refused", exc_info=True)
-        click.echo(f"error: {error}", err=True)
+        _complain(error)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(error: Exception) -> None:
+    announce(f"error: {error}", level=logging.ERROR)

@@ -34,7 +34,7 @@ from openautoglm.engine.wire import (
     read_frame_blocking,
 )
 from openautoglm.errors import EngineError
-from openautoglm.log import ROOT_LOGGER_NAME, get_logger
+from openautoglm.log import ROOT_LOGGER_NAME, configured_format, get_logger
 from openautoglm.progress import ProgressCallback
 
 SOCKET_NAME = "engine.sock"
@@ -93,9 +93,14 @@ class EngineProcess:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             level = logging.getLevelName(get_logger(ROOT_LOGGER_NAME).getEffectiveLevel())
-            directory = str(self._directory)
             self._send(
-                Start(options=self._options, directory=directory, parent_pid=os.getpid(), log_level=level.lower())
+                Start(
+                    options=self._options,
+                    directory=str(self._directory),
+                    parent_pid=os.getpid(),
+                    log_level=level.lower(),
+                    log_format=configured_format(),
+                )
             )
             return self._await_ready(self._process, progress, stalled_seconds)
         except BaseException:

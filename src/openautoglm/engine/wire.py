@@ -156,6 +156,7 @@ class Start(Frame, frozen=True, kw_only=True):
     directory: str
     parent_pid: int
     log_level: str
+    log_format: str
 
 
 class Stop(Frame, frozen=True, kw_only=True):

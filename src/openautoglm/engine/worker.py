@@ -133,7 +133,7 @@ def main(opener: Opener) -> int:
     start = read_frame_blocking(commands, CONTROL_DECODER)
     if not isinstance(start, Start):
         raise EngineError(f"expected Start, got {type(start).__name__}: this process is started by EngineProcess")
-    configure_logging(start.log_level)
+    configure_logging(start.log_level, start.log_format)
     line = _LifeLine(commands, start)
     directory = Path(start.directory)
     with Heartbeat(directory / HEARTBEAT_NAME) as heartbeat:

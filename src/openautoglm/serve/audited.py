@@ -14,6 +14,7 @@ from openautoglm.serve.audit import AuditLog, Value, WhenFull
 from openautoglm.serve.generation import Generation
 from openautoglm.serve.keys import Role
 from openautoglm.serve.metrics import Metrics
+from openautoglm.serve.outcome import method_of, outcome
 from openautoglm.serve.replies import SERVER_ERROR, ErrorReply
 
 _RETRY_SECONDS = 5
@@ -40,7 +41,7 @@ class Audited:
         entry: dict[str, Value] = {
             "request_id": scope["request_id"],
             "caller": caller.name if isinstance(caller, Caller) else "",
-            "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other",
+            "method": method_of(scope),
             "path": path,
         }
         if not self._append("request", entry) and self._audit.when_full is WhenFull.BLOCK:
@@ -63,7 +64,7 @@ class Audited:
                 "status": status,
                 "seconds": round(time.monotonic() - begin, 3),
             }
-            self._append("end", ended | _outcome(scope))
+            self._append("end", ended | outcome(scope) | _redactions(scope))
 
     def _append(self, event: str, entry: dict[str, Value]) -> bool:
         missed = self._audit.num_missed
@@ -76,25 +77,15 @@ class Audited:
         return written
 
 
-def _outcome(scope: Scope) -> dict[str, Value]:
-    """Return what the application left about how it went: numbers, and names of this server's own."""
-    outcome: dict[str, Value] = {}
-    if "error_code" in scope:
-        outcome["error"] = scope["error_code"]
+def _redactions(scope: Scope) -> dict[str, Value]:
+    found: dict[str, Value] = {}
     answer, generation = scope.get("answer"), scope.get("generation")
-    if isinstance(answer, Answer) and isinstance(generation, Generation):
-        outcome |= {
-            "answer_id": answer.id,
-            "prompt_tokens": generation.usage.num_prompt_tokens,
-            "completion_tokens": generation.usage.num_completion_tokens,
-            "finished": generation.finished,
-        }
     if isinstance(answer, Answer):
         for where, counts in answer.extension.redactions.items():
-            outcome[f"redacted_{where}"] = dict(counts)
+            found[f"redacted_{where}"] = dict(counts)
     if isinstance(generation, Generation) and generation.redacted:
-        outcome["redacted_answer"] = dict(generation.redacted)  # also of an answer that was cut off
-    return outcome
+        found["redacted_answer"] = dict(generation.redacted)  # also of an answer that was cut off
+    return found
 
 
 _REFUSAL = ErrorReply(

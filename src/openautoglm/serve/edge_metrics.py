@@ -16,7 +16,7 @@ _TOKEN_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
 # Of what is wrong with a request; everything else has a code.
-_UNNAMED_CODE = "invalid_request"
+UNNAMED_CODE = "invalid_request"
 
 
 class EdgeMetrics:
@@ -56,11 +56,11 @@ class EdgeMetrics:
 
     def error(self, status: int, code: str | None) -> None:
         """Count a request that was answered with an error."""
-        self._errors.labels(self._model_name, str(status), code or _UNNAMED_CODE).inc()
+        self._errors.labels(self._model_name, str(status), code or UNNAMED_CODE).inc()
 
     def failed_stream(self, code: str | None) -> None:
         """Count an answer that ended with an error after its status had been sent."""
-        self._failed_streams.labels(self._model_name, code or _UNNAMED_CODE).inc()
+        self._failed_streams.labels(self._model_name, code or UNNAMED_CODE).inc()
 
     def sizes(self, *, prompt_tokens: int, generated_tokens: int, decode_seconds: float | None) -> None:
         """Record a request that has ended; `decode_seconds` is what all tokens but the first took."""

@@ -59,7 +59,7 @@ class Usage:
 class Generation:
     """One HTTP request on the engine. `close` aborts what has not finished, and must be called.
 
-    `error` is what `next` has raised, if it has.
+    `error` is what `next` has raised, if it has; `meter` has its times.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Generation:
         use: Use | None,
     ) -> None:
         self._context = context
-        self._meter = meter
+        self.meter = meter
         self._usage = usage
         self._num_unfinished = sum(request.sampling.n for request in requests)
         self.error: Exception | None = None
@@ -119,7 +119,7 @@ class Generation:
             self._ended_by_engine = True
             raise item
         prompt, event = item
-        self._meter.event(prompt, event)
+        self.meter.event(prompt, event)
         self._usage.event(prompt, event)
         if self._use is not None:
             self._use.generated(len(event.tokens))
@@ -156,7 +156,7 @@ class Generation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._use is not None:
             self._use.close(taken=self._num_untaken == 0)
-        self._meter.end(num_aborted=0 if self._ended_by_engine else self._num_unfinished)
+        self.meter.end(num_aborted=0 if self._ended_by_engine else self._num_unfinished)
 
     def _accepted(self) -> None:
         self._num_untaken -= 1

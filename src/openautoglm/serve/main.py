@@ -22,7 +22,7 @@ from openautoglm.engine.remote import SocketEngineClient
 from openautoglm.engine.report_files import ReportFiles, check_directory, report_directory
 from openautoglm.engine.watchdog import Accounts, Watchdog
 from openautoglm.families.generation import read_generation_defaults
-from openautoglm.log import rewrite_log_lines
+from openautoglm.log import announce, rewrite_log_lines
 from openautoglm.memory.allocator import bound_allocator, trim_allocator
 from openautoglm.memory.requests import TEMPLATE_BYTES, request_space
 from openautoglm.planner.explain import plan_table
@@ -88,7 +88,7 @@ def serve(
             listen(listener)
             doorman = stack.enter_context(Doorman(listener, options.tls))
             prepared = prepare(options.engine, to_run=True)
-            _tell(plan_table(prepared.plan))
+            announce(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
             stack.enter_context(template)
             template.spawn()
@@ -98,7 +98,7 @@ def serve(
             if on_loaded is not None:
                 on_loaded()
             # The plan has been told; the receipt is the last of the tables.
-            _tell("\n" + description.plan_table.rpartition("\n\n")[2])
+            announce("\n" + description.plan_table.rpartition("\n\n")[2])
             if options.receipt_file is not None:
                 options.receipt_file.write_text(description.receipt_json + "\n", encoding="utf-8")
             doorman.close()
@@ -246,11 +246,6 @@ async def _trim_when_idle(drain: Drain) -> None:
         if drain.num_active == 0 and drain.num_entered != num_trimmed:
             num_trimmed = drain.num_entered
             await asyncio.to_thread(trim_allocator)
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -170,6 +170,16 @@ class RequestMeter:
         if event.finish_reason is not None:
             self.metrics.count_finished(event.finish_reason)
 
+    def seconds(self) -> dict[str, float]:
+        """Return what is known of where its time went: of its first prompt to start, queue, prefill and first token."""
+        if self.first is None:
+            return {}
+        return {
+            "queue_seconds": self.queue_seconds,
+            "prefill_seconds": self.prefill_seconds,
+            "first_token_seconds": self.first - self.begin,
+        }
+
     def end(self, *, num_aborted: int) -> None:
         """The request is over; `num_aborted` choices of it had not finished."""
         now = time.monotonic()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openautoglm.log import get_logger
+from openautoglm.log import get_logger, request_ids
 from openautoglm.serve.access import role_of
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.generation import Generation
 from openautoglm.serve.keys import Role
 from openautoglm.serve.limits import Allowance
+from openautoglm.serve.outcome import log_request
 from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply, reply_for
+from openautoglm.serve.trace_context import parse_traceparent
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_RETRY_SECONDS = 10
@@ -40,6 +44,10 @@ class Edge:
             return
         headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416  the first of equals wins
         scope["request_id"] = _request_id(headers.get(b"x-request-id"))
+        scope["begin_seconds"] = time.monotonic()
+        trace = parse_traceparent(headers.get(b"traceparent"))
+        traced = {} if trace is None else {"trace_id": trace.trace_id}
+        request_ids.set({"request_id": scope["request_id"]} | traced)
         started = _Started(scope, send)
         refusal = self._admit(scope, headers.get(b"authorization"))
         try:
@@ -48,9 +56,10 @@ class Edge:
             else:
                 await self._run(scope, receive, started)
         finally:
-            self._count(scope, started.status, refusal)
+            self._account(scope, started.status, refusal)
 
-    def _count(self, scope: Scope, status: int, refusal: ErrorReply | None) -> None:
+    def _account(self, scope: Scope, status: int, refusal: ErrorReply | None) -> None:
+        """Count and log a request that is over."""
         metrics = self._context.metrics
         metrics.http_request(_route(scope), status)
         generation = scope.get("generation")
@@ -59,6 +68,8 @@ class Edge:
         elif isinstance(generation, Generation) and generation.error is not None:
             reply = reply_for(generation.error)
             metrics.edge.failed_stream("internal_error" if reply is None else reply.code)
+        if _logger.isEnabledFor(logging.INFO):
+            log_request(scope, _route(scope), status)
 
     def _admit(self, scope: Scope, authorization: bytes | None) -> ErrorReply | None:
         """Find the request's caller and its allowance, and count it in there; return why it goes no further."""
