@@ -128,6 +128,16 @@ def parse_redact_kinds(text: str) -> tuple[str, ...]:
     return names
 
 
+def _share(value: str | int) -> str:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if isinstance(value, bool) or not 0 <= share <= 1:
+        raise ConfigError("expected a number from 0 to 1")
+    return str(value)
+
+
 def _redact_kinds(value: str | int) -> str:
     text = _text(value)
     parse_redact_kinds(text)
@@ -185,6 +195,8 @@ SETTINGS = (
     ),
     SettingSpec(name="watchdog_slope", default=None, check=_rate, help="Growth per minute that is reported as well."),
     SettingSpec(name="log_format", default="text", check=_one_of(*LOG_FORMATS), help="Records as text or JSON."),
+    SettingSpec(name="otlp_endpoint", default=None, check=_text, help="OpenTelemetry collector that gets traces."),
+    SettingSpec(name="trace_sample", default=None, check=_share, help="Share of requests that are traced."),
     SettingSpec(name="log_dir", default=None, check=_text, help="Directory of memory reports."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),

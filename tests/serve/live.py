@@ -25,6 +25,8 @@ from openautoglm.serve.listener import open_listener
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.privacy import Privacy, PrivacyOptions
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.trace_options import TraceOptions
+from openautoglm.serve.tracing import Tracing
 from openautoglm.serve.web import Tls, uvicorn_config
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
@@ -104,6 +106,7 @@ def live_server(
     privacy: PrivacyOptions | None = None,
     audit: AuditLog | None = None,
     tls: Tls | None = None,
+    traces: TraceOptions | None = None,
     **settings: object,
 ) -> Iterator[Live]:
     """Run a server until the block ends."""
@@ -121,6 +124,7 @@ def live_server(
         access=Access(access),
         privacy=Privacy(privacy),
         audit=audit,
+        tracing=None if traces is None else Tracing(traces, "small", engine),
     )
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
@@ -141,7 +145,10 @@ def live_server(
             time.sleep(0.005)
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=30) as client:
-            yield Live(url, port, engine, context, tokenizer, app, loops[0], client)
+            live = Live(url, port, engine, context, tokenizer, app, loops[0], client)
+            yield live
+        if context.tracing is not None:
+            live.in_loop(context.tracing.close())
     finally:
         server.should_exit = True
         server.force_exit = True

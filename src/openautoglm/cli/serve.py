@@ -14,6 +14,7 @@ from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.privacy_options import privacy_options
 from openautoglm.cli.receipt_option import receipt_option
+from openautoglm.cli.trace_options import trace_options
 from openautoglm.cli.watchdog_options import watchdog_options
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.watchdog import WatchdogOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from openautoglm.serve.access import AccessOptions
     from openautoglm.serve.audit import AuditOptions
     from openautoglm.serve.privacy import PrivacyOptions
+    from openautoglm.serve.trace_options import TraceOptions
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -50,6 +52,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @receipt_option
 @watchdog_options
+@trace_options
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -74,6 +77,7 @@ def serve_command(
     max_queued: int,
     receipt: Path | None,
     watchdog: WatchdogOptions,
+    traces: TraceOptions | None,
     drain_seconds: float,
 ) -> None:
     """Serve MODEL over HTTP: chat and plain completions, models, tokenize, health, metrics.
@@ -109,6 +113,7 @@ def serve_command(
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,
+        traces=traces,
     )
     with LoadProgress() as progress:
         code = serve(options, progress=progress, on_loaded=progress.finish)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from openautoglm.engine.client import EngineClient, EngineDescription, EngineStatus
 from openautoglm.engine.watchdog import Watchdog
@@ -26,6 +26,10 @@ from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    # What it imports is there only with an extra.
+    from openautoglm.serve.tracing import Tracing
+
 T = TypeVar("T")
 # Rendering and tokenising are bursts of native code; more threads would only take the engine's cores.
 _TEXT_THREADS = 2
@@ -36,6 +40,7 @@ class ServeContext:
     """One served model. The owner closes `client` and `template`; `close` ends what belongs to the context.
 
     `watchdog` watches the memory of this process; None where nobody started one.
+    `tracing` makes traces; None where nobody asked for them.
     """
 
     client: EngineClient
@@ -49,6 +54,7 @@ class ServeContext:
     access: Access = field(default_factory=Access)
     watchdog: Watchdog | None = None
     audit: AuditLog | None = None
+    tracing: Tracing | None = None
     privacy: Privacy = field(default_factory=Privacy)
     drain: Drain = field(default_factory=Drain)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily
@@ -51,16 +51,29 @@ class EdgeMetrics:
         )  # fmt: skip
         build = Gauge("openautoglm_build_info", "Always 1.", (*labels, "version"), registry=registry)
         build.labels(model_name, __version__).set(1)
-        registry.register(_StrangersCollector(model_name, strangers))
+        self._registry = registry
+        self._follow(
+            "openautoglm_turned_away_connections",
+            "Connections that were closed before they made a request, by reason.",
+            "reason",
+            lambda: strangers.counts,
+        )
         ProcessCollector(registry=registry)
 
-    def error(self, status: int, code: str | None) -> None:
-        """Count a request that was answered with an error."""
-        self._errors.labels(self._model_name, str(status), code or UNNAMED_CODE).inc()
+    def follow_spans(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Tell at each scrape how many spans of traces were exported, and how many were not."""
+        self._follow("openautoglm_trace_spans", "Spans by what became of them.", "result", counts)
 
-    def failed_stream(self, code: str | None) -> None:
+    def _follow(self, name: str, text: str, label: str, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._registry.register(_CountsCollector(name, text, ("model_name", self._model_name), label, counts))
+
+    def error(self, status: int, code: str) -> None:
+        """Count a request that was answered with an error."""
+        self._errors.labels(self._model_name, str(status), code).inc()
+
+    def failed_stream(self, code: str) -> None:
         """Count an answer that ended with an error after its status had been sent."""
-        self._failed_streams.labels(self._model_name, code or UNNAMED_CODE).inc()
+        self._failed_streams.labels(self._model_name, code).inc()
 
     def sizes(self, *, prompt_tokens: int, generated_tokens: int, decode_seconds: float | None) -> None:
         """Record a request that has ended; `decode_seconds` is what all tokens but the first took."""
@@ -70,20 +83,20 @@ class EdgeMetrics:
             self._token_seconds.observe(decode_seconds / (generated_tokens - 1))
 
 
-class _StrangersCollector:
-    """Tells at a scrape how many connections were turned away."""
+class _CountsCollector:
+    """Tells at a scrape what somebody else counts."""
 
-    def __init__(self, model_name: str, strangers: Strangers) -> None:
-        self._model_name = model_name
-        self._strangers = strangers
+    def __init__(
+        self, name: str, text: str, constant: tuple[str, str], label: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name, self._text = name, text
+        self._constant = constant
+        self._label = label
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counter."""
-        turned_away = CounterMetricFamily(
-            "openautoglm_turned_away_connections",
-            "Connections that were closed before they made a request, by reason.",
-            labels=["model_name", "reason"],
-        )
-        for reason, number in self._strangers.counts.items():
-            turned_away.add_metric([self._model_name, reason], number)
-        yield turned_away
+        counter = CounterMetricFamily(self._name, self._text, labels=[self._constant[0], self._label])
+        for value, number in self._counts().items():
+            counter.add_metric([self._constant[1], value], number)
+        yield counter

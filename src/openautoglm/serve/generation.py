@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import NoReturn, cast
@@ -59,7 +60,8 @@ class Usage:
 class Generation:
     """One HTTP request on the engine. `close` aborts what has not finished, and must be called.
 
-    `error` is what `next` has raised, if it has; `meter` has its times.
+    `error` is what `next` has raised, if it has; `meter` has its times. The engine
+    got its prompts as `request_ids` at `submitted_seconds` (monotonic).
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Generation:
         self._usage = usage
         self._num_unfinished = sum(request.sampling.n for request in requests)
         self.error: Exception | None = None
+        self.request_ids = tuple(request.request_id for request in requests)
+        self.submitted_seconds = time.monotonic()
         self._ended_by_engine = False
         self._queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
         self._num_untaken = len(requests)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from openautoglm.engine.accounts import http_ledger_bytes
 from openautoglm.engine.assemble import Prepared, default_sampling, prepare
@@ -41,6 +42,7 @@ from openautoglm.serve.options import ServeOptions
 from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
+from openautoglm.serve.trace_options import TraceOptions
 from openautoglm.serve.web import Server, join_logs
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
@@ -48,6 +50,9 @@ from openautoglm.spec.watchdog import WatchdogOptions
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.template_process import TemplateLimits
 from openautoglm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from openautoglm.serve.tracing import Tracing
 
 _TRIM_SECONDS = 2.0
 # Messages are not the operator's: rendering them must stay within what the plan left for it.
@@ -73,6 +78,8 @@ def serve(
     access = Access(options.access)
     if options.tls is not None:
         options.tls.check()
+    if options.traces is not None:
+        options.traces.check()
     check_directory(options.engine.watchdog.directory)
     join_logs()
     bound_allocator()
@@ -163,6 +170,7 @@ async def _run(
             strict=options.engine.strict,
         ),
         metrics=Metrics(names[0]),
+        tracing=_tracing(options.traces, names[0], client),
         limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
         audit=audit,
@@ -170,6 +178,8 @@ async def _run(
         intake=intake,
         watchdog=_watchdog(options.engine.watchdog, plan, client, intake),
     )
+    if context.tracing is not None:
+        context.metrics.edge.follow_spans(context.tracing.counts)
     if privacy.redacts_log:
         rewrite_log_lines(privacy.log_line)
     if options.access.keys_file is not None:
@@ -179,8 +189,19 @@ async def _run(
     finally:
         if context.watchdog is not None:
             await asyncio.to_thread(context.watchdog.stop)
+        if context.tracing is not None:
+            await context.tracing.close()
         await context.client.close()
         context.close()
+
+
+def _tracing(options: TraceOptions | None, model_name: str, client: SocketEngineClient) -> Tracing | None:
+    if options is None:
+        return None
+
+    from openautoglm.serve.tracing import Tracing  # needs an extra
+
+    return Tracing(options, model_name, client)
 
 
 def _watchdog(options: WatchdogOptions, plan: Plan, client: SocketEngineClient, intake: Intake) -> Watchdog:

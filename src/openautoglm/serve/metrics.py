@@ -149,6 +149,8 @@ class RequestMeter:
     num_generated: int = 0
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    # Name, begin and end of what else it spent time on, such as a grammar.
+    parts: list[tuple[str, float, float]] = field(default_factory=list)
 
     def event(self, prompt: int, event: GenerationEvent) -> None:
         """Take note of an event of the prompt with this index."""

@@ -13,12 +13,14 @@ from openautoglm.log import get_logger, request_ids
 from openautoglm.serve.access import role_of
 from openautoglm.serve.body import ClientGoneError
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.edge_metrics import UNNAMED_CODE
 from openautoglm.serve.generation import Generation
 from openautoglm.serve.keys import Role
 from openautoglm.serve.limits import Allowance
 from openautoglm.serve.outcome import log_request
 from openautoglm.serve.replies import OVERLOADED, SERVER_ERROR, ErrorReply, internal_reply, reply_for
-from openautoglm.serve.trace_context import parse_traceparent
+from openautoglm.serve.trace_context import TraceContext, parse_traceparent
+from openautoglm.serve.trace_parts import ended_request
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_RETRY_SECONDS = 10
@@ -45,11 +47,15 @@ class Edge:
         headers = {name: value for name, value in reversed(scope["headers"])}  # noqa: C416  the first of equals wins
         scope["request_id"] = _request_id(headers.get(b"x-request-id"))
         scope["begin_seconds"] = time.monotonic()
-        trace = parse_traceparent(headers.get(b"traceparent"))
-        traced = {} if trace is None else {"trace_id": trace.trace_id}
-        request_ids.set({"request_id": scope["request_id"]} | traced)
+        scope["trace"] = trace = parse_traceparent(headers.get(b"traceparent"))
+        _set_ids(scope, trace)
         started = _Started(scope, send)
         refusal = self._admit(scope, headers.get(b"authorization"))
+        if refusal is None and self._context.tracing is not None and role_of(scope["path"]) is Role.USER:
+            scope["span"] = self._context.tracing.begin(trace, scope["begin_seconds"])
+            scope["trace"] = trace = self._context.tracing.context_of(scope["span"])
+            started.headers.append((b"traceparent", trace.header().encode("ascii")))
+            _set_ids(scope, trace)
         try:
             if refusal is not None:
                 await refusal.response()(scope, receive, started.send)
@@ -62,12 +68,16 @@ class Edge:
         """Count and log a request that is over."""
         metrics = self._context.metrics
         metrics.http_request(_route(scope), status)
-        generation = scope.get("generation")
+        generation, code = scope.get("generation"), ""
         if status >= 400:
-            metrics.edge.error(status, scope.get("error_code") if refusal is None else refusal.code)
+            code = (scope.get("error_code") if refusal is None else refusal.code) or UNNAMED_CODE
+            metrics.edge.error(status, code)
         elif isinstance(generation, Generation) and generation.error is not None:
             reply = reply_for(generation.error)
-            metrics.edge.failed_stream("internal_error" if reply is None else reply.code)
+            code = (None if reply is None else reply.code) or "internal_error"
+            metrics.edge.failed_stream(code)
+        if self._context.tracing is not None and "span" in scope:
+            self._context.tracing.end(scope["span"], ended_request(scope, _route(scope), status, code))
         if _logger.isEnabledFor(logging.INFO):
             log_request(scope, _route(scope), status)
 
@@ -136,6 +146,7 @@ class _Started:
         self._send = send
         self.status = 0
         self.entered = False
+        self.headers: list[tuple[bytes, bytes]] = []
 
     def leave(self) -> None:
         """Count the request out of its caller's allowance; safe to call twice."""
@@ -151,11 +162,18 @@ class _Started:
             allowance: Allowance | None = self._scope["allowance"]
             told = [] if allowance is None else allowance.headers()
             request_id = (b"x-request-id", self._scope["request_id"].encode("ascii"))
-            message = {**message, "headers": [*message.get("headers", ()), request_id, *told]}
+            message = {**message, "headers": [*message.get("headers", ()), request_id, *told, *self.headers]}
         elif not message.get("more_body", False):
             # Before the client sees the end, and sends the next one.
             self.leave()
         await self._send(message)
+
+
+def _set_ids(scope: Scope, trace: TraceContext | None) -> None:
+    ids = {"request_id": scope["request_id"]}
+    if trace is not None:
+        ids |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
+    request_ids.set(ids)
 
 
 def _request_id(given: bytes | None) -> str:

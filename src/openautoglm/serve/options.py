@@ -9,6 +9,7 @@ from openautoglm.engine.options import EngineOptions
 from openautoglm.serve.access import AccessOptions
 from openautoglm.serve.audit import AuditOptions
 from openautoglm.serve.privacy import PrivacyOptions
+from openautoglm.serve.trace_options import TraceOptions
 from openautoglm.serve.web import Tls
 
 
@@ -18,6 +19,7 @@ class ServeOptions:
 
     `model_names` are the names that clients may ask for;
     without any it is the model's reference. `drain_seconds` is how long requests under way may go on after SIGTERM.
+    `traces` says where traces go; None for none.
     `receipt_file` gets the receipt as JSON after the load.
     """
 
@@ -30,4 +32,5 @@ class ServeOptions:
     privacy: PrivacyOptions = field(default_factory=PrivacyOptions)
     model_names: tuple[str, ...] = ()
     drain_seconds: float = 30.0
+    traces: TraceOptions | None = None
     receipt_file: Path | None = None
