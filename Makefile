@@ -8,7 +8,7 @@ GUARDED_OBJECTS := $(patsubst %,build/guards/CMakeFiles/kernels.dir/src/native/k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test test-long lint types native-tests guards cgroup-tests lock clean
+.PHONY: demo dev test test-long lint types native-tests guards monitoring cgroup-tests lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/openautoglm run demo "What does textwrap.dedent do?" --max-tokens 120 --temperature 0
@@ -57,6 +57,19 @@ guards: $(VENV)/.installed-test
 	build/guards/guard_allocations
 	$(BIN)/python tools/count_instructions.py --build build/guards
 	$(BIN)/python -m pytest -q tests/executor/test_barriers.py
+
+# Alert rules, by Prometheus' own checker. Debian has it in a package whose installation would start a server.
+monitoring: build/tools/promtool
+	build/tools/promtool check rules deploy/monitoring/alerts.yml
+	build/tools/promtool check config --syntax-only deploy/monitoring/prometheus.yml
+	build/tools/promtool test rules deploy/monitoring/alerts_test.yml
+
+build/tools/promtool:
+	mkdir -p build/tools/prometheus
+	cd build/tools/prometheus && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }
+	cd build/tools/prometheus && dpkg-deb -x prometheus_*.deb .
+	cp build/tools/prometheus/usr/bin/promtool $@
+	rm -r build/tools/prometheus
 
 # Needs root or a delegated memory cgroup: fails, never skips, where none can be made.
 cgroup-tests: $(VENV)/.installed-test
