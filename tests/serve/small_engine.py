@@ -20,6 +20,7 @@ from openautoglm.engine.client import (
 from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
 from openautoglm.probe.process_memory import measure_process_memory
+from openautoglm.probe.stacks import StackProfile
 from openautoglm.text.detokenize import Detokenizer
 from openautoglm.text.stop import StopMatcher
 from openautoglm.text.tokenizer import Tokenizer
@@ -151,6 +152,9 @@ class SmallEngine:
             memory=measure_process_memory(descendants=False), ledger_bytes=9, measured={"weights": 3}, charged={},
             other_bytes=5, uncharged_bytes=5, heap=None, mappings={}, objects={}, traced=None, budget=None,
         )  # fmt: skip
+
+    async def profile(self, *, seconds: float, rate_hz: int) -> StackProfile:
+        return StackProfile(process="engine", pid=7, seconds=seconds, num_looks=rate_hz, stacks={"main;a:b;a:c": 3})
 
     async def close(self) -> None:
         self.gone = True

@@ -40,6 +40,7 @@ PATHS = {
     "/metrics": METRICS,
     "/admin/memory": ADMIN,
     "/admin/memory/report": ADMIN,
+    "/admin/profile": ADMIN,
     "/admin": ADMIN,
     "/admin/nothing": ADMIN,
     "/health": EVERYBODY,

@@ -165,8 +165,8 @@ def test_the_description_names_every_route_and_resolves(server: Live) -> None:
     described = server.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/tokenize", "/detokenize",
-        "/health", "/metrics", "/admin/memory", "/admin/memory/report", "/v1/requests/{request_id}/explain",
-        "/v1/split",
+        "/health", "/metrics", "/admin/memory", "/admin/memory/report", "/admin/profile",
+        "/v1/requests/{request_id}/explain", "/v1/split",
     }  # fmt: skip
     schemas = described["components"]["schemas"]
     assert {"ChatBody", "ChatMessage", "CompletionBody", "StreamOptions"} <= set(schemas)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "plan": "Show what a model will take in memory, before loading it.",
     "explain": "Tell where the time of a server's request went.",
     "top": "Watch a running server: memory map, ladder, requests, speed.",
+    "profile": "Sample which functions a running server spends its time in.",
     "bench": "Measure speed and memory beside this machine's roofline.",
     "doctor": "Check this machine, with advice for each finding.",
     "ls": "List the models in the local cache.",

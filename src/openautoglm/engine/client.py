@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
+from openautoglm.probe.stacks import StackProfile
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.sampling import SamplingParams
 
@@ -185,6 +186,13 @@ class EngineClient(Protocol):
         """Return where the memory of the engine's process is; `trace` starts or stops following allocations.
 
         Raises `InvalidRequestError` where there is no room for tracing.
+        """
+        ...
+
+    async def profile(self, *, seconds: float, rate_hz: int) -> StackProfile:
+        """Sample what the engine's process does for `seconds`, and return it.
+
+        Raises `OverloadedError` while another profile is taken.
         """
         ...
 

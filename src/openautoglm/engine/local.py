@@ -15,6 +15,7 @@ from openautoglm.engine.runner import EngineRunner
 from openautoglm.engine.streams import EventStream
 from openautoglm.engine.watch import EngineMemory
 from openautoglm.errors import EngineError, InvalidRequestError
+from openautoglm.probe.stacks import Profiler, StackProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class LocalEngineClient:
         self._readers: dict[str, _Reader] = {}
         self._error: EngineError | None = None
         self._heartbeat = 0
+        self._profiler = Profiler("engine")
         self._runner = EngineRunner(engine, deliver=self._deliver, fail=self._fail, beat=self._beat, memory=memory)
         self._runner.start()
 
@@ -87,6 +89,10 @@ class LocalEngineClient:
     async def report(self, *, trace: bool | None = None) -> WatchdogReport:
         """Return where the memory of this process is; `trace` starts or stops following allocations."""
         return await asyncio.to_thread(self._runner.report, trace=trace)
+
+    async def profile(self, *, seconds: float, rate_hz: int) -> StackProfile:
+        """Return what this process was doing; see `EngineClient`."""
+        return await asyncio.wrap_future(self._profiler.start(seconds=seconds, rate_hz=rate_hz))
 
     async def close(self) -> None:
         """Close the engine; what still runs ends with `EngineError`."""

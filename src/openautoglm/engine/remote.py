@@ -16,6 +16,7 @@ from openautoglm.engine.wire import (
     Abort,
     Accepted,
     AskMemory,
+    AskProfile,
     AskRecord,
     AskReport,
     AskStatus,
@@ -25,6 +26,7 @@ from openautoglm.engine.wire import (
     Generate,
     Hello,
     Memory,
+    Profile,
     Record,
     Refused,
     Report,
@@ -36,6 +38,7 @@ from openautoglm.engine.wire import (
     read_frame,
 )
 from openautoglm.errors import EngineError, InvalidRequestError
+from openautoglm.probe.stacks import StackProfile
 
 CONNECT_SECONDS = 10.0
 T = TypeVar("T")
@@ -143,6 +146,7 @@ class _Link:
                 | Record(call=call)
                 | Memory(call=call)
                 | Report(call=call)
+                | Profile(call=call)
             ):
                 answer = self._answers.get(call)
                 if answer is not None and not answer.done():
@@ -232,6 +236,11 @@ class SocketEngineClient:
     async def report(self, *, trace: bool | None = None) -> WatchdogReport:
         """Return where the memory of the engine's process is; see `EngineClient`."""
         return (await self._ask(Report, lambda call: AskReport(call=call, trace=trace))).report
+
+    async def profile(self, *, seconds: float, rate_hz: int) -> StackProfile:
+        """Return what the engine's process was doing; see `EngineClient`."""
+        answer = await self._ask(Profile, lambda call: AskProfile(call=call, seconds=seconds, rate_hz=rate_hz))
+        return answer.profile
 
     @property
     def unread_bytes(self) -> int:

@@ -27,6 +27,7 @@ from openautoglm.engine.wire import (
     Abort,
     Accepted,
     AskMemory,
+    AskProfile,
     AskRecord,
     AskReport,
     AskStatus,
@@ -37,6 +38,7 @@ from openautoglm.engine.wire import (
     Generate,
     Hello,
     Memory,
+    Profile,
     Record,
     Refused,
     Report,
@@ -49,6 +51,7 @@ from openautoglm.engine.wire import (
 from openautoglm.errors import EngineError, InvalidRequestError, OpenAutoGLMError, OverloadedError
 from openautoglm.log import get_logger
 from openautoglm.memory.allocator import trim_allocator
+from openautoglm.probe.stacks import Profiler, StackProfile
 
 _log = get_logger(__name__)
 
@@ -105,6 +108,7 @@ class EngineServer:
         self._background: set[asyncio.Task[None]] = set()
         self._owners: dict[str, _Connection] = {}
         self._num_connections = 0
+        self._profiler = Profiler("engine")
         self._untaken_tokens = 0
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[EngineError] = self._loop.create_future()
@@ -195,6 +199,8 @@ class EngineServer:
                 task = asyncio.create_task(self._answer_report(connection, call, trace))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
+            case AskProfile():
+                self._answer_profile(connection, frame)
             case Hello():
                 raise EngineError("a second Hello: one is enough")
 
@@ -205,6 +211,18 @@ class EngineServer:
             connection.send(Refused(call=call, error=error_to_wire(error)))
         else:
             connection.send(Report(call=call, report=report))
+
+    def _answer_profile(self, connection: _Connection, frame: AskProfile) -> None:
+        try:
+            taken = self._profiler.start(seconds=frame.seconds, rate_hz=frame.rate_hz)
+        except OverloadedError as error:
+            connection.send(Refused(call=frame.call, error=error_to_wire(error)))
+            return
+
+        def answer(done: Future[StackProfile]) -> None:
+            connection.send(Profile(call=frame.call, profile=done.result()))
+
+        taken.add_done_callback(lambda done: self._soon(partial(answer, done)))
 
     def _generate(self, connection: _Connection, frame: Generate) -> None:
         name = connection.internal_name(frame.request.request_id)

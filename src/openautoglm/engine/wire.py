@@ -9,6 +9,7 @@ client socket   Hello -> Welcome            then any number of
                 AskRecord -> Record | Refused
                 AskMemory -> Memory | Refused       (with a budget: announced first)
                 AskReport -> Report | Refused       (of memory, after or before tracing)
+                AskProfile -> Profile | Refused     (when it has been taken)
                 Fatal                       from the engine: the connection ends
 control pipe    Start -> Loading* -> Ready | Failed        Stop -> the worker exits; so does end of file
 """
@@ -25,9 +26,10 @@ from openautoglm.engine.client import EngineDescription, EngineStatus, Generatio
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.record import MemoryReport, RequestRecord, WatchdogReport
 from openautoglm.errors import EngineError, OpenAutoGLMError
+from openautoglm.probe.stacks import StackProfile
 from openautoglm.progress import Progress
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 
@@ -90,6 +92,14 @@ class AskReport(Frame, frozen=True, kw_only=True):
     trace: bool | None = None
 
 
+class AskProfile(Frame, frozen=True, kw_only=True):
+    """Ask for `Profile`, of so many seconds at so many samples a second."""
+
+    call: int
+    seconds: float
+    rate_hz: int
+
+
 class Welcome(Frame, frozen=True, kw_only=True):
     """The answer to `Hello`."""
 
@@ -143,6 +153,13 @@ class Report(Frame, frozen=True, kw_only=True):
     report: WatchdogReport
 
 
+class Profile(Frame, frozen=True, kw_only=True):
+    """The answer to `AskProfile`."""
+
+    call: int
+    profile: StackProfile
+
+
 class Fatal(Frame, frozen=True, kw_only=True):
     """The connection ends: its client broke the protocol, or the engine ended."""
 
@@ -181,8 +198,8 @@ class Failed(Frame, frozen=True, kw_only=True):
     error: WireError
 
 
-ClientFrame = Hello | Generate | Abort | AskStatus | AskRecord | AskMemory | AskReport
-ServerFrame = Welcome | Accepted | Refused | Events | Status | Record | Memory | Report | Fatal
+ClientFrame = Hello | Generate | Abort | AskStatus | AskRecord | AskMemory | AskReport | AskProfile
+ServerFrame = Welcome | Accepted | Refused | Events | Status | Record | Memory | Report | Profile | Fatal
 ControlFrame = Start | Stop
 ReportFrame = Loading | Ready | Failed
 

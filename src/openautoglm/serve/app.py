@@ -28,6 +28,7 @@ from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.middleware import Edge
 from openautoglm.serve.openapi import add_schemas, body_of
 from openautoglm.serve.parsing import parse
+from openautoglm.serve.profiling import profile_routes
 from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.replies import KNOWN_ERRORS, internal_reply, reply_for
@@ -37,6 +38,7 @@ from openautoglm.serve.schemas import (
     CompletionBody,
     DetokenizeBody,
     MemoryBody,
+    ProfileBody,
     ReportBody,
     SamplingBody,
     SplitBody,
@@ -55,7 +57,10 @@ def create_app(context: ServeContext) -> ASGIApp:
     app.include_router(_generation_routes(context))
     app.include_router(memory_routes(context))
     app.include_router(split_routes(context))
-    add_schemas(app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ReportBody, SplitBody))
+    app.include_router(profile_routes(context))
+    add_schemas(
+        app, (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MemoryBody, ProfileBody, ReportBody, SplitBody)
+    )
     for kind in (*KNOWN_ERRORS, RequestValidationError, ClientGoneError, Exception):
         app.add_exception_handler(kind, _answer_error)
     audited = app if context.audit is None else Audited(app, context.audit, context.metrics, app.openapi()["paths"])

@@ -134,3 +134,10 @@ class ReportBody(Body):
     """POST /admin/memory/report: `trace` true follows Python's allocations from now on, false ends that."""
 
     trace: bool | None = None
+
+
+class ProfileBody(Body):
+    """POST /admin/profile: for how long stacks are sampled, and how often a second."""
+
+    seconds: float = Field(default=10.0, ge=0.1, le=60.0)
+    rate_hz: int = Field(default=100, ge=1, le=200)
