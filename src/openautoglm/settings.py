@@ -26,6 +26,8 @@ MAX_FILE_BYTES = 1 << 20
 QUANT_NAMES = ("auto", "bf16", "int8", "int4", "nf4")
 REDACT_MODES = ("off", "mask", "hash", "block")
 REDACT_KINDS = ("id_number", "bank_card", "mobile", "email", "api_key", "ip_address")
+TOOL_PARSERS = ("auto", "glm4", "glm45", "hermes", "llama3")
+REASONING_PARSERS = ("off", "think")
 AUDIT_WHEN_FULL = ("block", "continue")
 KV_NAMES = ("auto", *(number.value for number in KV_NUMBERS))
 
@@ -206,6 +208,10 @@ SETTINGS = (
     SettingSpec(name="tls_cert", default=None, check=_text, help="File of the server's certificate, for TLS."),
     SettingSpec(name="tls_key", default=None, check=_text, help="File of the certificate's key."),
     SettingSpec(name="keys_file", default=None, check=_text, help="File of API keys, made by `openautoglm keys`."),
+    SettingSpec(name="tool_parser", default="auto", check=_one_of(*TOOL_PARSERS), help="Format of tool calls."),
+    SettingSpec(
+        name="reasoning_parser", default="off", check=_one_of(*REASONING_PARSERS), help="How reasoning is told."
+    ),
     SettingSpec(name="redact", default="off", check=_one_of(*REDACT_MODES), help="What is done about private data."),
     SettingSpec(name="redact_kinds", default=None, check=_redact_kinds, help="Kinds of private data to look for."),
     SettingSpec(name="redact_answers", default=False, check=_switch, help="Whether answers are redacted too."),

@@ -39,14 +39,15 @@ def part(**fields: object) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": [fields]}]}
 
 
-def field(name: str, value: object, says: str, **more: object) -> Case:
-    return Case(body=chat(**{name: value, **more}), says=says, param=name)
+def field(name: str, value: object, says: str, *, where: str | None = None, **more: object) -> Case:
+    return Case(body=chat(**{name: value, **more}), says=says, param=where or name)
 
 
 def raw(body: bytes, says: str, **more: Any) -> Case:
     return Case(body=body, says=says, **more)
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 MEDIA = "unsupported_media_type"
 TEN_MEGABYTES = "word " * 2_000_000
 
@@ -159,11 +160,27 @@ CASES = {
     "json_schema": field("response_format", {"type": "json_schema"}, "structured output is not available"),
     "json_object": field("response_format", {"type": "json_object"}, "structured output is not available"),
     "guided_regex": field("guided_regex", "a+", "structured output is not available"),
-    "tools": field("tools", [{"type": "function"}], "tool calling is not available"),
-    "a required tool": field("tool_choice", "required", "tool calling is not available", tools=[{}]),
-    "functions": field("functions", [{}], "tool calling is not available"),
+    "a tool without a function": field("tools", [{"type": "function"}], "must be", where="tools[0].function"),
+    "a tool without a name": field(
+        "tools", [{"type": "function", "function": {"name": "a b"}}], "1 to 128", where="tools[0].function.name"
+    ),
+    "a tool of an array": field(
+        "tools",
+        [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
+        "object",
+        where="tools[0].function.parameters",
+    ),
+    "a tool twice": field("tools", [TOOL, TOOL], "another tool", where="tools[1]"),
+    "too many tools": field("tools", [TOOL] * 129, "at most 128"),
+    "a required tool of none": field("tool_choice", "required", "none", tools=[]),
+    "an unknown tool": field(
+        "tool_choice", {"type": "function", "function": {"name": "g"}}, "names no tool", tools=[TOOL]
+    ),
+    "a strange choice": field("tool_choice", "any", "must be", tools=[TOOL]),
+    "functions": field("functions", [{}], "send tools"),
+    "an unknown switch": field("enable_thinking", True, "no such switch"),
+    "an unknown effort": field("reasoning_effort", "high", "no such switch"),
     "audio output": field("modalities", ["text", "audio"], "only text"),
-    "reasoning_effort": field("reasoning_effort", "high", "chat_template_kwargs"),
     "a template in the request": field("chat_template", "{{ 1 }}", "templates are not taken from requests"),
     "best_of above n": field("best_of", 4, "equals n"),
     "flex tier": field("service_tier", "flex", "one service tier"),

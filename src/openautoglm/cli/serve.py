@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openautoglm.cli.access_options import access_options
+from openautoglm.cli.answer_options import answer_options
 from openautoglm.cli.audit_options import audit_options
 from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
@@ -21,6 +22,7 @@ from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
     from openautoglm.serve.access import AccessOptions
+    from openautoglm.serve.answer_options import AnswerOptions
     from openautoglm.serve.audit import AuditOptions
     from openautoglm.serve.privacy import PrivacyOptions
     from openautoglm.serve.trace_options import TraceOptions
@@ -50,6 +52,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--max-queued", type=click.IntRange(min=0), default=256, show_default=True, help="Requests that may wait."
 )
+@answer_options
 @receipt_option
 @watchdog_options
 @trace_options
@@ -77,6 +80,7 @@ def serve_command(
     max_queued: int,
     receipt: Path | None,
     watchdog: WatchdogOptions,
+    answers: AnswerOptions,
     traces: TraceOptions | None,
     drain_seconds: float,
 ) -> None:
@@ -113,6 +117,7 @@ def serve_command(
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,
+        answers=answers,
         traces=traces,
     )
     with LoadProgress() as progress:

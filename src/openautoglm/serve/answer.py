@@ -128,6 +128,8 @@ async def stream_answer(
                     answer.extension.redacted("answer", generation.redacted)
                     told = answer.told()
                 choice_or_none = choices.delta(*item)
+                if answer.extension.take_late():
+                    told = answer.told()
                 if choice_or_none is not None:
                     yield chunk(choice_or_none)
             if generation.finished:

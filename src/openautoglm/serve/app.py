@@ -45,6 +45,7 @@ from openautoglm.serve.schemas import (
     TokenizeBody,
 )
 from openautoglm.serve.splitting import split_routes
+from openautoglm.serve.tools import tooling_of
 
 _CLIENT_GONE_STATUS = 499
 _logger = get_logger(__name__)
@@ -109,22 +110,27 @@ async def _chat(
     answer = request.scope["answer"] = _new_answer(context, body, "chatcmpl")
     refuse_chat_fields(body)
     answer.extension.ignored_fields(body, CHAT_FIELDS)
+    tooling = tooling_of(context, body, answer.extension)
     sampling = chat_sampling(body, context.default_sampling)
     context.privacy.check_sampling(sampling)
     prompt = await chat_prompt(
         context,
         body.messages,
         add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
+        variables=tooling.variables,
         fit=fit_of(body.truncate, sampling, context),
+        tools=tooling.tools,
     )
     _tell_changes(answer, [prompt])
-    choices = ChatChoices(context, num_choices=sampling.n, logprobs=bool(body.logprobs))
+    inside = prompt.opens_reasoning
+    sampling = tooling.constrained(sampling, inside=inside)
+    parsers = tooling.parsers(sampling, inside=inside)
+    choices = ChatChoices(context, parsers, answer.extension, logprobs=bool(body.logprobs))
     prompts = [prompt]
     body.messages.clear()
-    body.chat_template_kwargs = None
+    body.chat_template_kwargs = body.tools = None
     del prompt
-    generation = start(
+    generation = choices.generation = start(
         context,
         prompts,
         sampling,

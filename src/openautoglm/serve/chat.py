@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from openautoglm.engine.client import GenerationEvent
 from openautoglm.serve.answer import Choices
 from openautoglm.serve.collect import CollectedList, CollectedText
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.extension import Extension
+from openautoglm.serve.generation import Generation
 from openautoglm.serve.intake import AnswerCharge
 from openautoglm.serve.logprobs import chat_logprob_entries, chat_logprobs
+from openautoglm.spec.notices import NoticeCode
+from openautoglm.text.answer_parts import AnswerParser, AnswerPart, ContentPart, ReasoningPart, ToolCallPart
 
 
 @dataclass(slots=True)
 class _Message:
     text: CollectedText = field(default_factory=CollectedText)
+    reasoning: CollectedText = field(default_factory=CollectedText)
+    calls: CollectedList = field(default_factory=CollectedList)
     logprobs: CollectedList = field(default_factory=CollectedList)
     last: GenerationEvent | None = None
 
 
 class ChatChoices(Choices):
-    """Chat choices: deltas of a stream, or whole messages."""
+    """Chat choices: deltas of a stream, or whole messages, taken apart by a parser for each choice.
+
+    `generation` is told of tokens that were reasoning; it is set when there is one.
+    """
 
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def __init__(self, context: ServeContext, *, num_choices: int, logprobs: bool) -> None:
+    def __init__(
+        self, context: ServeContext, parsers: Sequence[AnswerParser], extension: Extension, *, logprobs: bool
+    ) -> None:
         self._tokenizer = context.tokenizer
-        self._num_choices = num_choices
+        self._parsers = parsers
+        self._extension = extension
         self._logprobs = logprobs
-        self._messages = [_Message() for _ in range(num_choices)]
+        self._messages = [_Message() for _ in parsers]
+        self.generation: Generation | None = None
 
     def opening(self) -> list[dict[str, object]]:
         """Return the first delta of each choice, the only one with a role."""
@@ -40,20 +54,23 @@ class ChatChoices(Choices):
                 "logprobs": None,
                 "finish_reason": None,
             }
-            for index in range(self._num_choices)
+            for index in range(len(self._parsers))
         ]
 
     def delta(self, prompt: int, event: GenerationEvent) -> dict[str, object] | None:
         """Return the delta of an event, None if it brings nothing for the client."""
-        # A token that only began a character or a possible stop string still carries its logprob.
+        # A token that only began a character, a mark or a possible stop string still carries its logprob.
         logprobs = chat_logprobs(self._tokenizer, event.logprobs) if self._logprobs and event.logprobs else None
-        if not event.text and event.finish_reason is None and logprobs is None:
-            return None
+        delta = _delta(self._parts(event))
+        if not delta and event.finish_reason is None:
+            if logprobs is None:
+                return None
+            delta = {"content": ""}
         choice: dict[str, object] = {
             "index": event.choice,
-            "delta": {"content": event.text} if event.text or event.finish_reason is None else {},
+            "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": event.finish_reason,
+            "finish_reason": self._finish_reason(event),
         }
         if event.finish_reason is not None:
             choice["stop_reason"] = event.stop_reason
@@ -62,7 +79,13 @@ class ChatChoices(Choices):
     def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
         """Keep an event for the whole answer."""
         message = self._messages[event.choice]
-        message.text.add(event.text, charge)
+        for part in self._parts(event):
+            if isinstance(part, ContentPart):
+                message.text.add(part.text, charge)
+            elif isinstance(part, ReasoningPart):
+                message.reasoning.add(part.text, charge)
+            else:
+                message.calls.add([_call(part)], charge)
         if self._logprobs:
             message.logprobs.add(chat_logprob_entries(self._tokenizer, event.logprobs), charge)
         message.last = event
@@ -71,12 +94,53 @@ class ChatChoices(Choices):
         """Return the finished choices."""
         return [self._choice(index, message) for index, message in enumerate(self._messages)]
 
+    def _parts(self, event: GenerationEvent) -> list[AnswerPart]:
+        """Return the parts that an event brings; count reasoning, and tell of calls that went wrong."""
+        parser = self._parsers[event.choice]
+        reasoned = parser.reasons
+        parts = parser.push(event.text)
+        if self.generation is not None and (reasoned or parser.reasons):
+            self.generation.usage.reasoned(len(event.tokens))
+        if event.finish_reason is not None:
+            parts += parser.finish()
+            if parser.num_malformed:
+                self._extension.add_late(
+                    NoticeCode.TOOL_CALL_AS_TEXT,
+                    "what began as a tool call is content: it was malformed, cut, or one too many",
+                )
+        return parts
+
+    def _finish_reason(self, event: GenerationEvent) -> str | None:
+        ends_by_call = event.finish_reason == "stop" and self._parsers[event.choice].num_calls > 0
+        return "tool_calls" if ends_by_call else event.finish_reason
+
     def _choice(self, index: int, message: _Message) -> dict[str, object]:
         assert message.last is not None
+        text, reasoning = message.text.text(), message.reasoning.text()
+        written: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if self._parsers[index].num_calls:
+            written |= {"content": text or None, "tool_calls": message.calls.raw()}
+        if reasoning:
+            written |= {"reasoning": reasoning, "reasoning_content": reasoning}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": message.text.text(), "refusal": None},
+            "message": written,
             "logprobs": {"content": message.logprobs.raw(), "refusal": None} if self._logprobs else None,
-            "finish_reason": message.last.finish_reason,
+            "finish_reason": self._finish_reason(message.last),
             "stop_reason": message.last.stop_reason,
         }
+
+
+def _delta(parts: Sequence[AnswerPart]) -> dict[str, object]:
+    """Return one delta of all parts; a call is whole in it, so that order within plays no part."""
+    content = "".join(part.text for part in parts if isinstance(part, ContentPart))
+    reasoning = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
+    calls = [{"index": part.index, **_call(part)} for part in parts if isinstance(part, ToolCallPart)]
+    delta: dict[str, object] = {"content": content} if content else {}
+    if reasoning:
+        delta |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    return delta | {"tool_calls": calls} if calls else delta
+
+
+def _call(part: ToolCallPart) -> dict[str, object]:
+    return {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}

@@ -17,7 +17,7 @@ from openautoglm.spec.notices import Notice, NoticeCode
 _log = get_logger(__name__)
 
 # Fields that OpenAI's clients send about themselves: they ask for nothing that an answer could lack.
-_ABOUT_THE_CLIENT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"})
+_ABOUT_THE_CLIENT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Extension:
     _cuts: list[dict[str, object]] = field(default_factory=list)
     _records: list[RequestRecord] = field(default_factory=list)
     _redacted: dict[str, dict[str, int]] = field(default_factory=dict)
+    _late: bool = False
 
     def add(self, code: NoticeCode, message: str, *, param: str) -> None:
         """Take a notice of this request; raise `InvalidRequestError` naming `param` if the server is strict."""
@@ -41,6 +42,19 @@ class Extension:
         self._own.append(Notice(code=code, message=message))
         # The message may name fields, which are the client's words.
         _log.info("an answer tells of %s", code.value)
+
+    def add_late(self, code: NoticeCode, message: str) -> None:
+        """Take a notice of the answer itself, which a strict server cannot refuse any more."""
+        notice = Notice(code=code, message=message)
+        if notice not in self._own:
+            self._own.append(notice)
+            self._late = True
+            _log.info("an answer tells of %s", code.value)
+
+    def take_late(self) -> bool:
+        """Whether there were such notices since the last call."""
+        late, self._late = self._late, False
+        return late
 
     def ignored_fields(self, body: SamplingBody, known: Collection[str]) -> None:
         """Tell of the fields that this server knows nothing of; `known` are those with values that ask for nothing."""

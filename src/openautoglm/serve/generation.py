@@ -28,11 +28,16 @@ class Usage:
     def __init__(self) -> None:
         self._prompts: dict[int, tuple[int, int]] = {}
         self._completions: dict[tuple[int, int], int] = {}
+        self._num_reasoning_tokens = 0
 
     def event(self, prompt: int, event: GenerationEvent) -> None:
         """Take note of an event: its counts are cumulative."""
         self._prompts[prompt] = (event.prompt_tokens, event.cached_tokens)
         self._completions[prompt, event.choice] = event.completion_tokens
+
+    def reasoned(self, num_tokens: int) -> None:
+        """Take note of tokens that were reasoning."""
+        self._num_reasoning_tokens += num_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -52,8 +57,8 @@ class Usage:
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
-            # Reasoning is not split from the answer here, so none of it is counted apart.
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            # None where reasoning is not split from the answer.
+            "completion_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
         }
 
 

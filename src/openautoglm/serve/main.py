@@ -42,6 +42,7 @@ from openautoglm.serve.options import ServeOptions
 from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.supervise import keep_running
+from openautoglm.serve.tools import check_tool_format
 from openautoglm.serve.trace_options import TraceOptions
 from openautoglm.serve.web import Server, join_logs
 from openautoglm.spec.plan import Plan
@@ -98,6 +99,7 @@ def serve(
             announce(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
             stack.enter_context(template)
+            check_tool_format(options.answers.tool_format, template)
             template.spawn()
             process = stack.enter_context(EngineProcess(_pinned(options.engine, prepared.plan)))
             description = process.start(progress=progress)
@@ -168,6 +170,7 @@ async def _run(
             max_body_bytes=space.max_body_bytes,
             max_requests=description.max_running_requests + description.max_queued_requests + _SPARE_REQUESTS,
             strict=options.engine.strict,
+            answers=options.answers,
         ),
         metrics=Metrics(names[0]),
         tracing=_tracing(options.traces, names[0], client),

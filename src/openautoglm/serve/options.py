@@ -7,6 +7,7 @@ from pathlib import Path
 
 from openautoglm.engine.options import EngineOptions
 from openautoglm.serve.access import AccessOptions
+from openautoglm.serve.answer_options import AnswerOptions
 from openautoglm.serve.audit import AuditOptions
 from openautoglm.serve.privacy import PrivacyOptions
 from openautoglm.serve.trace_options import TraceOptions
@@ -34,3 +35,4 @@ class ServeOptions:
     drain_seconds: float = 30.0
     traces: TraceOptions | None = None
     receipt_file: Path | None = None
+    answers: AnswerOptions = field(default_factory=AnswerOptions)

@@ -15,8 +15,11 @@ from openautoglm.serve.privacy import MAX_MATCHES, redact_value
 from openautoglm.serve.schemas import ChatMessage
 from openautoglm.serve.truncation import Cut, cut_prompt, prompt_room
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.reasoning import opens_reasoning
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
+from openautoglm.text.tool_messages import adapt_history, mentions, tools_as_text
+from openautoglm.text.tools import Tool
 
 T = TypeVar("T")
 # A prompt may be this many times as long as the context before it is cut: what is longer costs more memory to read
@@ -39,12 +42,13 @@ _MEDIA_PARTS = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One prompt: its tokens, its text where it must be echoed, what was cut out of it to make it fit, and how often
-    private data was replaced in it, by kind."""
+    private data was replaced in it, by kind; whether it ends inside reasoning, which the answer goes on with."""
 
     tokens: tuple[int, ...]
     text: str = ""
     cut: Cut | None = None
     redacted: Mapping[str, int] = field(default_factory=dict)
+    opens_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +71,22 @@ async def chat_prompt(
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
     fit: Fit | None = None,
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
-    """Render messages with the model's template, which writes its special tokens itself; `fit` allows to cut them."""
+    """Render messages with the model's template, which writes its special tokens itself; `fit` allows to cut them.
+
+    The template gets `tools`, or the system message tells of them.
+    """
     plain = [plain_message(message, index) for index, message in enumerate(messages)]
 
     def work() -> Prompt:
         counts: Counter[str] = Counter()
         messages, given = _redacted(context, plain, counts), _redacted(context, variables, counts)
-        text = _render(context.template, messages, add_generation_prompt, given)
+        shown = _redacted(context, [tool.as_openai() for tool in tools], counts)
+        text = _render(context.template, messages, shown, add_generation_prompt, given)
         tokens = _encode(context, text, add_special_tokens=False, param="messages")
-        return replace(_fitted(context, tokens, fit, "messages"), redacted=counts)
+        prompt = _fitted(context, tokens, fit, "messages")
+        return replace(prompt, redacted=counts, opens_reasoning=opens_reasoning(text))
 
     return await context.in_text_thread(work)
 
@@ -212,10 +222,15 @@ def _redacted_prompt(context: ServeContext, prompt: str | list[int], counts: Cou
 def _render(
     template: ChatTemplate,
     messages: list[dict[str, object]],
+    tools: list[dict[str, object]],
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> str:
-    return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+    source = template.source(with_tools=bool(tools))
+    messages = adapt_history(messages, source)
+    if tools and not mentions(source, "tools"):
+        messages, tools = tools_as_text(messages, tools), []
+    return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
 def _encode(context: ServeContext, text: str, *, add_special_tokens: bool, param: str) -> list[int]:

@@ -12,7 +12,7 @@ from openautoglm.errors import InvalidRequestError
 from openautoglm.serve.schemas import ChatBody, CompletionBody, SamplingBody
 
 _STRUCTURED = "structured output is not available yet: ask for the format in the prompt"
-_TOOLS = 'tool calling is not available yet: send tool_choice "none", or no tools'
+_TOOLS = "it is the former name: send tools and tool_choice"
 _CHAT_ONLY_TEXT = "only text is generated here"
 
 # Field -> (values that ask for nothing, why it cannot be honoured). None always asks for nothing.
@@ -47,7 +47,6 @@ _CHAT: Mapping[str, tuple[tuple[object, ...], str]] = {
     "audio": ((), _CHAT_ONLY_TEXT),
     "modalities": ((["text"],), _CHAT_ONLY_TEXT),
     "prediction": ((), "predicted outputs are not available"),
-    "reasoning_effort": ((), "use chat_template_kwargs for the model's own switches, such as enable_thinking"),
     "verbosity": (("medium",), "say in the prompt how long the answer should be"),
     "web_search_options": ((), "this server does not search the web"),
     "store": ((False,), "answers are not stored"),
@@ -68,13 +67,7 @@ _COMPLETION: Mapping[str, tuple[tuple[object, ...], str]] = {
 
 def refuse_chat_fields(body: ChatBody) -> None:
     """Raise `InvalidRequestError` naming the first field that cannot be honoured."""
-    extra = body.model_extra or {}
-    _refuse(body, extra, _CHAT)
-    tools, choice = extra.get("tools"), extra.get("tool_choice")
-    if choice not in (None, "none") and (tools or choice != "auto"):
-        raise InvalidRequestError(f"tool_choice cannot be honoured: {_TOOLS}", param="tool_choice")
-    if tools and choice != "none":
-        raise InvalidRequestError(f"tools cannot be honoured: {_TOOLS}", param="tools")
+    _refuse(body, body.model_extra or {}, _CHAT)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
 
@@ -89,7 +82,7 @@ def refuse_completion_fields(body: CompletionBody) -> None:
 
 
 # Of these every value that is not refused asks for nothing.
-CHAT_FIELDS = frozenset({*_COMMON, *_CHAT, "tools", "tool_choice"})
+CHAT_FIELDS = frozenset({*_COMMON, *_CHAT})
 COMPLETION_FIELDS = frozenset({*_COMMON, *_COMPLETION, "tool_choice"})
 
 

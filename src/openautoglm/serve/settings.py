@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openautoglm.errors import ConfigError
+from openautoglm.serve.answer_options import AnswerOptions
 from openautoglm.units import MIB
 
 
@@ -33,6 +34,7 @@ class EdgeSettings:
     stalled_seconds: float = 10.0
     client_seconds: float = 60.0
     strict: bool = False
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 def check_bind(host: str, *, guarded: bool) -> None:

@@ -34,6 +34,9 @@ class NoticeCode(StrEnum):
     SPILL_BUFFERED = "spill_buffered"
     PROMPT_TRUNCATED = "prompt_truncated"
     FIELDS_IGNORED = "fields_ignored"
+    TOOLS_AS_TEXT = "tools_as_text"
+    TOOLS_NOT_STRICT = "tools_not_strict"
+    TOOL_CALL_AS_TEXT = "tool_call_as_text"
 
 
 NOTICE_MEANINGS = MappingProxyType(
@@ -52,6 +55,9 @@ NOTICE_MEANINGS = MappingProxyType(
         NoticeCode.SPILL_BUFFERED: "spilled KV cache goes through the page cache, as its disk has no direct I/O",
         NoticeCode.PROMPT_TRUNCATED: "tokens were cut out of the prompt, as the request allowed",
         NoticeCode.FIELDS_IGNORED: "fields of the request mean nothing here and had no effect",
+        NoticeCode.TOOLS_AS_TEXT: "tools were described in the system message, as the chat template takes none",
+        NoticeCode.TOOLS_NOT_STRICT: "a strict schema of a tool is not enforced where the model may choose to call it",
+        NoticeCode.TOOL_CALL_AS_TEXT: "what began as a tool call is content, as it was malformed, cut, or one too many",
     }
 )
 

@@ -65,6 +65,10 @@ class ChatTemplate:
         if self.exists:
             self._process.spawn()
 
+    def source(self, *, with_tools: bool = False) -> str:
+        """Return the template itself, to see what it knows of; empty where there is none."""
+        return self._templates[self._choose(with_tools=with_tools)] if self.exists else ""
+
     def check(self) -> None:
         """Raise `TemplateError` if the checkpoint has no template for a conversation."""
         self._choose(with_tools=False)
