@@ -116,7 +116,8 @@ def tooling_of(context: ServeContext, body: ChatBody, extension: Extension) -> T
         tools=tools,
         callable_tools=called,
         required=required,
-        parallel=body.parallel_tool_calls is not False,
+        # A call that is asked for by name is one call.
+        parallel=body.parallel_tool_calls is not False and wanted is None,
         format=context.settings.answers.tool_format or known,
         variables={**(body.chat_template_kwargs or {}), **_switches(body, template)},
     )
