@@ -19,6 +19,8 @@
     ├── RequestError             one request is at fault (HTTP 4xx); names the parameter
     │   ├── InvalidRequestError
     │   ├── ContextOverflowError
+    │   ├── ConstraintError          a schema, regular expression or grammar that cannot be followed
+    │   │   └── ConstraintLimitError     it takes more than one may: time, memory, size
     │   └── PrivateDataError         the text holds what the server was told to keep out; carries its kind
     ├── OverloadedError          no room now: carries retry_after_seconds (HTTP 429)
     │   └── MemoryPressureError      memory is being taken away from the server (HTTP 503)
@@ -135,6 +137,18 @@ class ContextOverflowError(RequestError):
     """Prompt and requested output do not fit the context window."""
 
     code = "context_length_exceeded"
+
+
+class ConstraintError(RequestError):
+    """What an answer must look like is malformed, unknown here, or leaves no token that may come."""
+
+    code = "invalid_constraint"
+
+
+class ConstraintLimitError(ConstraintError):
+    """What an answer must look like takes more time, memory or room to follow than it may."""
+
+    code = "constraint_limit_exceeded"
 
 
 class PrivateDataError(RequestError):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
-import struct
 import subprocess
 import threading
 import time
@@ -17,12 +15,11 @@ from typing import TypeVar
 from openautoglm.errors import TemplateError
 from openautoglm.log import get_logger
 from openautoglm.text.children import child_command, child_environment, describe_exit
+from openautoglm.text.frames import read_frame, write_frame
 from openautoglm.units import MIB, format_bytes
 
 T = TypeVar("T")
 
-_LENGTH = struct.Struct(">I")
-_READ_BYTES = 1 << 16
 _EXIT_SECONDS = 0.2
 _logger = get_logger(__name__)
 
@@ -168,15 +165,10 @@ class TemplateProcess:
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        data = json.dumps(value).encode("ascii")
-        _write(process.stdin.fileno(), _LENGTH.pack(len(data)) + data, deadline)
-        size: int = _LENGTH.unpack(_read(process.stdout.fileno(), _LENGTH.size, deadline))[0]
+        num_bytes = write_frame(process.stdin.fileno(), value, deadline)
         # Twelve bytes of JSON a character at most: a longer frame is not an answer of ours.
-        if size > 16 * max(self._limits.output_chars, 2 * len(data)):
-            raise EOFError
-        reply = json.loads(_read(process.stdout.fileno(), size, deadline))
-        assert isinstance(reply, dict)
-        return reply
+        max_bytes = 16 * max(self._limits.output_chars, 2 * num_bytes)
+        return read_frame(process.stdout.fileno(), deadline, max_bytes=max_bytes)
 
     def _explain(self, kind: str, message: str) -> str:
         limits = self._limits
@@ -187,29 +179,3 @@ class TemplateProcess:
             "memory": f"the chat template needed more than its limit of {format_bytes(limits.memory_bytes)} of memory",
         }.get(kind, f"the chat template failed: {message}")
 
-
-def _wait(descriptor: int, event: int, deadline: float) -> None:
-    """Wait until `descriptor` is ready; raise TimeoutError at the deadline."""
-    poll = select.poll()
-    poll.register(descriptor, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError
-
-
-def _write(descriptor: int, data: bytes, deadline: float) -> None:
-    rest = memoryview(data)
-    while rest:
-        _wait(descriptor, select.POLLOUT, deadline)
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _read(descriptor: int, size: int, deadline: float) -> bytes:
-    pieces: list[bytes] = []
-    while size:
-        _wait(descriptor, select.POLLIN, deadline)
-        piece = os.read(descriptor, min(size, _READ_BYTES))
-        if not piece:
-            raise EOFError
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
