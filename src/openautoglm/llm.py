@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeGuard, Unpack, cast
 
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest, TokenLogprob
+from openautoglm.engine.failures import event_error
 from openautoglm.engine.opening import open_model
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.record import MemoryReport
@@ -199,7 +200,7 @@ class LLM:
                 if event.text:
                     yield event.text
                 if event.finish_reason == "error":
-                    raise EngineError(event.error or "the request failed")
+                    raise event_error(event)
         finally:
             self._forget(request.request_id)
 
@@ -289,15 +290,18 @@ class LLM:
         """Yield a request's events until all choices have finished, stepping the engine when none is waiting."""
         unfinished = request.sampling.n
         while unfinished:
+            # Let go of after each step: a request that only waits for its grammar must keep nobody else out.
             with self._lock:
                 waiting = self._events[request.request_id]
-                while not waiting:
+                if not waiting:
                     if self._closed:
                         raise EngineError("this LLM was closed while the request ran")
                     self._turns.run_calls()
                     for event in self._opened.engine.step():
                         if event.request_id in self._events:
                             self._events[event.request_id].append(event)
+                if not waiting:
+                    continue
                 event = waiting.popleft()
             unfinished -= event.finish_reason is not None
             yield event
@@ -358,7 +362,7 @@ def _collect(events: Iterator[GenerationEvent]) -> Completion:
         choice.last = event
         rungs = rungs if event.record is None else event.record.rungs
         if event.finish_reason == "error":
-            raise EngineError(event.error or "the request failed")
+            raise event_error(event)
     choices = tuple(_finished(index, partial[index]) for index in sorted(partial))
     last = partial[0].last
     assert last is not None

@@ -33,6 +33,7 @@ def engine_accounts(engine: Engine, executor: NativeExecutor, ledger: Ledger, pl
             "requests": engine.charged_bytes,
             "request history": engine.history.num_bytes,
             "block index": engine.pool.index_bytes,
+            "grammars": engine.grammars.charged_bytes,
         },
         ledger_bytes=ledger.in_use_bytes - others,
     )

@@ -40,11 +40,11 @@ def make_request(
     and `ContextOverflowError` when prompt and output do not fit the context.
     """
     sampling = generation.sampling
-    if sampling.constraint is not None:
-        raise InvalidRequestError("this engine does not know constraints yet", param=sampling.constraint.param)
     prompt = _check_prompt(generation.prompt_tokens, limits)
     max_new_tokens = _max_new_tokens(len(prompt), sampling, limits)
-    eos_tokens = frozenset() if sampling.ignore_eos else limits.eos_token_ids
+    # Nothing can follow the end of a text that matches its constraint.
+    ignores = sampling.ignore_eos and sampling.constraint is None
+    eos_tokens = frozenset() if ignores else limits.eos_token_ids
     _check_tokens("stop_token_ids", sampling.stop_token_ids, limits)
     _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], limits)
     biases = dict(sampling.logit_bias)

@@ -18,6 +18,7 @@ from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.downgrades import note_downgrades
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.explain import HISTORY_BYTES
+from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
@@ -50,6 +51,7 @@ from openautoglm.spec.machine import MachineSpec
 from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.grammar import GrammarCompiler
 from openautoglm.text.tokenizer import Tokenizer
 from openautoglm.text.tokenizer_process import TokenizerCheck
 
@@ -148,7 +150,7 @@ def open_engine(
             executor.set_heartbeat(heartbeat.counter)
         warm_up(executor)
         store = open_spill(plan.spill, _block_bytes(executor), ledger, notices)
-        engine = _new_engine(prepared, executor, tokenizer, defaults, store, index_charge)
+        engine = _new_engine(prepared, executor, tokenizer, defaults, store, ledger, index_charge)
         measured = measured_memory(
             executor,
             runtime_bytes,
@@ -241,13 +243,16 @@ def _new_engine(
     tokenizer: Tokenizer,
     defaults: GenerationDefaults,
     spill_store: SpillStore | None,
+    ledger: Ledger,
     index_charge: Reservation,
 ) -> Engine:
     options, plan = prepared.options, prepared.plan
+    eos_token_ids = defaults.eos_token_ids
+    compiler = GrammarCompiler(tokenizer, vocab_size=prepared.spec.vocab_size, eos_token_ids=eos_token_ids)
     return Engine(
         executor,
         tokenizer,
-        eos_token_ids=defaults.eos_token_ids,
+        eos_token_ids=eos_token_ids,
         context_tokens=plan.context_tokens,
         max_running=options.max_running,
         max_queued=options.max_queued,
@@ -255,6 +260,7 @@ def _new_engine(
         request_space_bytes=request_space(plan.breakdown.headroom_bytes).engine_bytes,
         spill_store=spill_store,
         index_charge=index_charge,
+        grammars=Grammars(compiler, ledger),
     )
 
 

@@ -6,11 +6,16 @@ import numpy as np
 
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Schedule, ScheduledRow
-from openautoglm.executor.protocol import Float32, Int32, SampleBatch, StepBatch
+from openautoglm.executor.protocol import Float32, Int32, SampleBatch, StepBatch, UInt32
+
+_ALL = np.uint32(0xFFFFFFFF)
 
 
-def build_batch(schedule: Schedule, *, num_groups: int) -> StepBatch:
-    """Return the arrays of a step; every cache group reads the same block table, as a block holds all layers."""
+def build_batch(schedule: Schedule, *, num_groups: int, constrained: bool = False) -> StepBatch:
+    """Return the arrays of a step; every cache group reads the same block table, as a block holds all layers.
+
+    `constrained` tells that there may be choices which follow a grammar.
+    """
     rows = schedule.rows
     num_rows = len(rows)
     row_offsets = np.zeros(num_rows + 1, dtype=np.int32)
@@ -26,7 +31,7 @@ def build_batch(schedule: Schedule, *, num_groups: int) -> StepBatch:
         positions=positions,
         row_offsets=row_offsets,
         block_tables=(_block_table(rows),) * num_groups,
-        sample=_sample_batch(rows, row_offsets),
+        sample=_sample_batch(rows, row_offsets, constrained=constrained),
     )
 
 
@@ -39,7 +44,7 @@ def _block_table(rows: list[ScheduledRow]) -> Int32:
     return table
 
 
-def _sample_batch(rows: list[ScheduledRow], row_offsets: Int32) -> SampleBatch | None:
+def _sample_batch(rows: list[ScheduledRow], row_offsets: Int32, *, constrained: bool) -> SampleBatch | None:
     indices = [index for index, row in enumerate(rows) if row.samples]
     if not indices:
         return None
@@ -66,7 +71,19 @@ def _sample_batch(rows: list[ScheduledRow], row_offsets: Int32) -> SampleBatch |
         bias_offsets=bias_offsets,
         bias_tokens=bias_tokens,
         bias_values=bias_values,
+        allowed_tokens=_allowed_tokens(sequences) if constrained else None,
     )
+
+
+def _allowed_tokens(sequences: list[Sequence]) -> UInt32 | None:
+    """Return the masks of all sequences, every bit set for those without a grammar; None where there is no grammar."""
+    grammars = [(index, one.grammar) for index, one in enumerate(sequences) if one.grammar is not None]
+    if not grammars:
+        return None
+    allowed = np.full((len(sequences), len(grammars[0][1].allowed)), _ALL, dtype=np.uint32)
+    for index, grammar in grammars:
+        allowed[index] = grammar.allowed
+    return allowed
 
 
 def _histories(sequences: list[Sequence]) -> tuple[Int32, Int32, Int32]:

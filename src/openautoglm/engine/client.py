@@ -44,8 +44,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """News of one choice: text that is final (stop strings held back), its tokens, and how it ended.
 
     `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`, and
-    with `error_kind`, the name of an exception, where a client can act on it). `record` comes with the last event of a
-    request that the ladder touched.
+    with `error_kind`, the name of an exception, where a client can act on it, and `error_param`, a field of its request).
+    `record` comes with the last event of a request that the ladder touched.
     `stop_reason` is the stop string or token id that matched, None for the model's own end (EOS). Token counts are
     cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request.
     """
@@ -64,6 +64,7 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     error_kind: str | None = None
+    error_param: str | None = None
     record: RequestRecord | None = None
 
 
@@ -100,6 +101,24 @@ class SpillStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_errors: int
 
 
+class ConstraintStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What constraints cost: how many were compiled or refused, and of these how many were known before.
+
+    `compile_seconds` are of the thread that compiles beside the steps, without the child that tries; `mask_seconds` are
+    part of steps. `num_waiting` requests wait for their grammar, `num_live` follow one.
+    """
+
+    num_compiled: int
+    num_refused: int
+    num_cached: int
+    compile_seconds: float
+    num_masks: int
+    mask_seconds: float
+    num_waiting: int
+    num_live: int
+    cache_bytes: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Counters and gauges for `/metrics` and `/health`; counters only grow.
 
@@ -111,7 +130,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree, which takes `tree_bytes`; all
     of these are 0 for an engine without a ladder. `memory_reports` counts the reports of the engine's watchdog by
     reason, `num_unwritten_reports` those that found no place on disk. `memory` is the budget, what takes it, and the
-    ladder; None for an engine without one.
+    ladder; None for an engine without one. `constraints` is None for an engine that knows none.
     """
 
     ready: bool
@@ -142,6 +161,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_spills: int = 0
     recomputed_tokens: int = 0
     spill: SpillStatus | None = None
+    constraints: ConstraintStatus | None = None
 
 
 class EngineClient(Protocol):

@@ -12,7 +12,9 @@ from openautoglm.engine.charges import LEAST_SPACE_BYTES
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest
 from openautoglm.engine.events import end_event, token_event
 from openautoglm.engine.explain import RequestHistory, make_record
+from openautoglm.engine.failures import without_token
 from openautoglm.engine.gate import DeadlineGate
+from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.intake import Intake
 from openautoglm.engine.logprobs import Logprobs, token_logprobs
 from openautoglm.engine.record import RequestRecord
@@ -25,13 +27,14 @@ from openautoglm.errors import (
     DeadlineError,
     EngineError,
     InvalidRequestError,
+    OpenAutoGLMError,
     OutOfMemoryError,
     StepRefusedError,
     WeightReadError,
 )
 from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
-from openautoglm.memory.ledger import Reservation
+from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.memory.spill_store import SpillStore
 from openautoglm.text.detokenize import TokenSource
 
@@ -44,7 +47,8 @@ class Engine:
     `max_running` bounds the sequences computed at once (and is itself bounded by the executor's rows and tokens of
     a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
     each choice; its tokens depend on the request and its seed alone. While `refuses` is set, nothing new is taken.
-    With a `spill_store`, which it closes, choices that are set back keep their blocks there.
+    With a `spill_store`, which it closes, choices that are set back keep their blocks there; with `grammars`, which it
+    closes too, requests may have constraints.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Engine:
         request_space_bytes: int = LEAST_SPACE_BYTES,
         spill_store: SpillStore | None = None,
         index_charge: Reservation | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -99,6 +104,7 @@ class Engine:
             space_bytes=request_space_bytes,
             clock=clock,
         )
+        self.grammars = grammars or Grammars(None, Ledger(0, domain="grammars"), clock=clock)
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
         self.history = RequestHistory()
@@ -142,7 +148,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to report."""
-        return bool(self._events) or self._scheduler.has_work
+        return bool(self._events) or self._scheduler.has_work or self.grammars.num_open > 0
 
     def add(self, generation: GenerationRequest) -> None:
         """Queue a request.
@@ -152,15 +158,15 @@ class Engine:
         """
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
+        self.grammars.check_room(constraint := generation.sampling.constraint)
         request = self._intake.take(generation, num_requests=len(self._requests), num_blocks=self._pool.num_blocks)
         self._requests[request.request_id] = request
         self._gate.add(request)
-        self._scheduler.add(request)
+        (self._scheduler.add if constraint is None else self.grammars.want)(request)
 
     def abort(self, request_id: str) -> None:
         """End a request: its blocks are free at once, the next step reports "abort" for each unfinished choice."""
-        request = self._requests.get(request_id)
-        if request is not None:
+        if (request := self._requests.get(request_id)) is not None:
             self._end_request(request, "abort", None)
 
     def step(self) -> list[GenerationEvent]:
@@ -171,6 +177,8 @@ class Engine:
         begin_seconds = self._clock()
         if self._gate.active:
             self._keep_deadlines(begin_seconds)
+        if self.grammars.num_open:
+            self._start_compiled()
         schedule = self._scheduler.schedule()
         if schedule.rows:
             schedule.stamp(begin_seconds)
@@ -186,20 +194,28 @@ class Engine:
         """End what is out of time, and let only those start who can still end in time."""
         for request in self._gate.begin_step(now_seconds):
             self._num_missed_deadlines += 1
-            message = f"no answer within deadline_seconds {request.deadline_seconds:g}: allow more, or try again later"
-            self._end_request(request, "error", message, error_kind=DeadlineError.__name__)
+            told = f"no answer within deadline_seconds {request.deadline_seconds:g}: allow more, or try again later"
+            self._fail(request, DeadlineError(told))
         self._scheduler.gate = self._gate.judge if self._gate.active else None
 
+    def _start_compiled(self) -> None:
+        """Queue what has its grammar now, and end what has none."""
+        for request, error in self.grammars.take(wait=not self._events and not self._scheduler.has_work):
+            if error is None:
+                self._scheduler.add(request)
+            else:
+                self._fail(request, error)
+
     def _compute(self, schedule: Schedule) -> None:
-        result = self._run(schedule)
-        if result is not None:
+        if (result := self._run(schedule)) is not None:
             self._scheduler.commit(schedule)
             self._commit_tokens(schedule, result)
 
     def _run(self, schedule: Schedule) -> StepResult | None:
         """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused or lost."""
         try:
-            return self._executor.submit(build_batch(schedule, num_groups=self._num_groups)).result()
+            batch = build_batch(schedule, num_groups=self._num_groups, constrained=self.grammars.num_live > 0)
+            return self._executor.submit(batch).result()
         except (OutOfMemoryError, MemoryError) as error:
             _log.warning("a step of %d tokens ran out of memory, trying a smaller one: %s", schedule.num_tokens, error)
             if not self._scheduler.shrink(schedule):
@@ -210,13 +226,12 @@ class Engine:
             self._isolate(schedule, error)
         except WeightReadError as error:
             for row in schedule.rows:
-                self._end_request(row.sequence.request, "error", str(error), error_kind=WeightReadError.__name__)
+                self._fail(row.sequence.request, error)
         return None
 
     def _isolate(self, schedule: Schedule, error: StepRefusedError) -> None:
         """Compute a refused step request by request, so that only the one at fault ends."""
-        parts = schedule.by_request()
-        if len(parts) > 1:
+        if len(parts := schedule.by_request()) > 1:
             for part in parts:
                 self._compute(part)
             return
@@ -236,7 +251,7 @@ class Engine:
                     for token in tokens[index][: counts[index]]:
                         self._accept(sequence, token, token_logprobs(sequence, token, index, logprobs[index], result))
                 else:
-                    self._end_request(sequence.request, "error", "the model's output is not a number (NaN)")
+                    self._fail(sequence.request, without_token(sequence.request))
             index += 1
 
     def _accept(self, sequence: Sequence, token: int, logprobs: Logprobs) -> None:
@@ -255,6 +270,11 @@ class Engine:
             text = sequence.text.push(token, match_stops=sequence.num_generated > sampling.min_tokens)
         matched = sequence.text.matched is not None
         finish_reason = "stop" if matched or ends else None
+        if finish_reason is None and sequence.grammar is not None:
+            if (failure := self.grammars.follow(sequence, token)) is not None:
+                self._fail(request, failure)
+                return
+            finish_reason = "stop" if sequence.grammar.stopped else None
         if finish_reason is None and sequence.num_generated >= request.max_new_tokens:
             finish_reason = "length"
         stop_reason: str | int | None = token if token in request.stop_tokens and not matched else None
@@ -265,19 +285,22 @@ class Engine:
         record = None if finish_reason is None else self._finish(sequence, finish_reason)
         self._events.append(token_event(sequence, text, token, logprobs, finish_reason, stop_reason, record))
 
-    def _end_request(
-        self, request: Request, finish_reason: str, error: str | None, *, error_kind: str | None = None
-    ) -> None:
+    def _fail(self, request: Request, error: OpenAutoGLMError) -> None:
+        self._end_request(request, "error", str(error), type(error).__name__)
+
+    def _end_request(self, request: Request, finish_reason: str, error: str | None, kind: str | None = None) -> None:
         """End every unfinished choice of a request, with the text that was held back."""
         request.error = error
         for sequence in request.sequences:
             if sequence.state is SequenceState.FINISHED:
                 continue
             record = self._finish(sequence, finish_reason)
-            self._events.append(end_event(sequence, finish_reason, record, error_kind=error_kind))
+            self._events.append(end_event(sequence, finish_reason, record, error_kind=kind))
 
     def _finish(self, sequence: Sequence, finish_reason: str) -> RequestRecord | None:
         """End a choice; return the record of its request if that has ended with it and the ladder had touched it."""
+        if sequence.state is SequenceState.COMPILING:
+            sequence.state = SequenceState.FINISHED
         self._scheduler.remove(sequence)
         request, now = sequence.request, self._clock()
         sequence.finish_reason = finish_reason
@@ -289,6 +312,8 @@ class Engine:
         request.end_seconds = now
         del self._requests[request.request_id]
         self._intake.release(request.request_id)
+        if request.sampling.constraint is not None:
+            self.grammars.release(request)
         record = make_record(request, now)
         self.history.add(record)
         return record if request.rungs else None
@@ -306,20 +331,19 @@ class Engine:
     def resize_pool(self, target_blocks: int) -> PoolResize:
         """Make the KV pool `target_blocks` large, or as near as possible, between two steps; no output changes by it.
 
-        Blocks in use are moved to lower places, idle prefixes are kept as far as they fit. Where more blocks are in use
-        than may stay, nothing changes and the result says how many must be freed first. Growth is charged to the
-        ledger, and may take as many blocks as addresses were reserved for; raises `OutOfMemoryError` if refused.
-        Cost: a copy of each block moved.
+        Blocks in use are moved (a copy each), idle prefixes kept as far as they fit. Where more blocks are in use than
+        may stay, nothing changes and the result says how many must be freed first. Growth is charged to the ledger, up
+        to the blocks that addresses were reserved for; raises `OutOfMemoryError` if refused.
         """
         return resize_pool(
             self._pool, self._scheduler, self._executor, target_blocks=target_blocks, least_blocks=self.least_blocks
         )
 
     def limit_step_tokens(self, num_tokens: int) -> int:
-        """Compute at most `num_tokens` tokens in a step from now on, and give back the workspace that only more need.
+        """Compute at most `num_tokens` tokens in a step from now on; return the bytes of workspace given back by that.
 
-        No less than `max_running`, so that every choice that decodes has its place, and no more than at load. Returns
-        the bytes given back. A larger limit takes memory again; raises `OutOfMemoryError` if the ledger refuses it.
+        No less than `max_running`, a place for every choice that decodes, and no more than at load. A larger limit
+        takes memory again; raises `OutOfMemoryError` if the ledger refuses it.
         """
         num_tokens = min(max(num_tokens, self.max_running), self._most_step_tokens)
         given_back_bytes = self._executor.limit_step_tokens(num_tokens)
@@ -341,7 +365,7 @@ class Engine:
             ready=True,
             heartbeat=heartbeat,
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + self.grammars.num_open,
             num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free,
             num_cached_blocks=self._pool.num_cached,
@@ -358,6 +382,7 @@ class Engine:
             num_spills=scheduler.num_spills,
             recomputed_tokens=scheduler.num_recomputed_tokens,
             spill=None if self.spill is None else self.spill.status(),
+            constraints=self.grammars.status(),
         )
 
     def integrity_check(self) -> None:
@@ -369,6 +394,7 @@ class Engine:
         for request in list(self._requests.values()):
             self._end_request(request, "abort", None)
         self._events.clear()
+        self.grammars.close()
         if self.spill is not None:
             self.spill.store.close()
         self._executor.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from openautoglm.engine.client import GenerationEvent
 from openautoglm.engine.logprobs import Logprobs
 from openautoglm.engine.record import RequestRecord
-from openautoglm.engine.request import Sequence
+from openautoglm.engine.request import Request, Sequence
+from openautoglm.errors import ConstraintError, ConstraintLimitError
+
+_OF_CONSTRAINT = (ConstraintError.__name__, ConstraintLimitError.__name__)
 
 
 def token_event(
@@ -48,8 +51,14 @@ def end_event(
         finish_reason=finish_reason,
         error=request.error,
         error_kind=error_kind,
+        error_param=_param_of(request, error_kind),
         prompt_tokens=request.num_prompt_tokens,
         cached_tokens=request.num_cached_tokens,
         completion_tokens=sequence.num_generated,
         record=record,
     )
+
+
+def _param_of(request: Request, error_kind: str | None) -> str | None:
+    constraint = request.sampling.constraint
+    return None if constraint is None or error_kind not in _OF_CONSTRAINT else constraint.param

@@ -30,6 +30,8 @@ def make_record(request: Request, now_seconds: float) -> RequestRecord:
         restored_blocks=request.num_restored_blocks,
         recomputed_tokens=request.num_recomputed_tokens,
         deadline_seconds=request.deadline_seconds,
+        constraint_seconds=request.constraint_seconds,
+        mask_seconds=request.mask_seconds,
         error=request.error,
     )
 
@@ -123,6 +125,11 @@ def explain_text(record: RequestRecord) -> str:
         lines.append(
             f"  KV cache: {record.spilled_blocks} blocks left memory, {record.restored_blocks} came back, "
             f"{record.recomputed_tokens} tokens were computed again"
+        )
+    if record.constraint_seconds:
+        lines.append(
+            f"  constraint: {record.constraint_seconds:.3f} s until it was compiled, "
+            f"{record.mask_seconds:.3f} s for masks"
         )
     lines.append(f"  rungs: {', '.join(record.rungs) or 'none: memory was never tight for it'}")
     if record.error is not None:

@@ -36,7 +36,9 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Of its KV blocks, which count once for each choice, `spilled_blocks` left the pool and `restored_blocks` came back;
     `recomputed_tokens` had to be computed again.
-    `error` says why it failed, if it did; `deadline_seconds` is what its client asked for, counted from its arrival.
+    `constraint_seconds` it waited for its grammar, a part of the queue; `mask_seconds` following it took, a part of
+    decoding. `error` says why it failed, if it did; `deadline_seconds` is what its client asked for, counted from its
+    arrival.
     """
 
     request_id: str
@@ -49,6 +51,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     restored_blocks: int = 0
     recomputed_tokens: int = 0
     deadline_seconds: float | None = None
+    constraint_seconds: float = 0.0
+    mask_seconds: float = 0.0
     error: str | None = None
 
 

@@ -14,13 +14,17 @@ from openautoglm.engine.output import ChoiceText
 from openautoglm.engine.timeline import Timeline
 from openautoglm.spec.pressure import Rung
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.text.grammar import Grammar
 
 SPARE_TOKENS = 256
 
 
 class SequenceState(Enum):
-    """Where a choice stands. HELD choices wait for the first one to compute the prompt that they share."""
+    """Where a choice stands. HELD choices wait for the first one to compute the prompt that they share, COMPILING ones
+    for their grammar, outside the scheduler.
+    """
 
+    COMPILING = "compiling"
     HELD = "held"
     WAITING = "waiting"
     RUNNING = "running"
@@ -35,7 +39,8 @@ class Request:
     to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
     `num_cached_tokens` is the part of the prompt found in the cache on first admission. What happened to its choices
     when they were set back: blocks that were spilled and that came back, tokens that had to be computed again. Times
-    are the engine's clock. `rungs` holds the rungs of the ladder that touched the request, a bit each.
+    are the engine's clock; `constraint_seconds` is how long it waited for its grammar, `mask_seconds` what following it
+    took so far. `rungs` holds the rungs of the ladder that touched the request, a bit each.
     """
 
     request_id: str
@@ -55,6 +60,8 @@ class Request:
     num_spilled_blocks: int = 0
     num_restored_blocks: int = 0
     num_recomputed_tokens: int = 0
+    constraint_seconds: float = 0.0
+    mask_seconds: float = 0.0
     arrival_seconds: float = field(default_factory=time.monotonic)
     start_seconds: float | None = None
     first_token_seconds: float | None = None
@@ -120,6 +127,7 @@ class Sequence:
         "blocks",
         "choice",
         "finish_reason",
+        "grammar",
         "keys",
         "num_admissions",
         "num_computed",
@@ -151,6 +159,7 @@ class Sequence:
         self.num_lost_tokens = 0
         self.spill_keys: list[bytes] = []
         self.text = text
+        self.grammar: Grammar | None = None
         self.finish_reason: str | None = None
         self.timeline = Timeline(request.arrival_seconds)
 

@@ -9,7 +9,8 @@ from contextlib import aclosing
 from typing import NoReturn, cast
 
 from openautoglm.engine.client import GenerationEvent, GenerationRequest
-from openautoglm.errors import DeadlineError
+from openautoglm.engine.failures import event_error
+from openautoglm.errors import EngineError
 from openautoglm.serve.access import Caller
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.limits import Allowance, Use, Wish
@@ -133,9 +134,10 @@ class Generation:
         if self._use is not None:
             self._use.generated(len(event.tokens))
         self._num_unfinished -= event.finish_reason is not None
-        if event.error_kind == DeadlineError.__name__:
-            raise DeadlineError(event.error)
         if event.finish_reason == "error":
+            error = event_error(event)
+            if not isinstance(error, EngineError):
+                raise error
             raise ReplyError(failed_reply(event.error or "the engine gave the request up"))
         if event.finish_reason == "abort":
             raise ReplyError(failed_reply("the request was aborted by the server"))

@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 16
 
 
 def write_frame(descriptor: int, value: object, deadline: float) -> int:
-    """Write one frame; return the bytes of its JSON. Raises TimeoutError at the deadline, BrokenPipeError at the end."""
+    """Write one frame; return the bytes of its JSON. Raises TimeoutError, or BrokenPipeError where nobody reads."""
     data = json.dumps(value).encode("ascii")
     rest = memoryview(_LENGTH.pack(len(data)) + data)
     while rest:

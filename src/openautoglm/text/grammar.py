@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ _LEAST_STATES, _STATES_PER_TOKEN, _MOST_STATES = 2048, 32, 1 << 15
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # What every string of JSON may go on with: computed once for the vocabulary, used by nearly all masks.
 _SLICES = (r'[^"\\\x00-\x1F\x7F]{1,30}', r'[^"\\\x00-\x1F\x7F]+')
-_FIXED_LIMITS = {
+_FIXED_LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 100_000,
@@ -56,7 +57,7 @@ class CheckedGrammar:
 
     source: str
     param: str
-    limits: dict[str, int | bool]
+    limits: dict[str, Any]
     num_bytes: int
 
 
@@ -66,7 +67,7 @@ class Grammar:
     `allowed` is the mask of the next token, a bit each, little-endian in words of 32.
     """
 
-    __slots__ = ("_matcher", "_mask", "_num_words", "_param", "allowed", "stopped")
+    __slots__ = ("_mask", "_matcher", "_num_words", "_param", "allowed", "stopped")
 
     def __init__(self, matcher: LLMatcher, num_tokens: int, vocab_size: int, param: str) -> None:
         self._matcher = matcher
@@ -102,7 +103,7 @@ class Grammar:
         if self._matcher.is_error():
             reason = self._matcher.get_error().replace("<non-verbose/>", "").strip()[:200]
             raise ConstraintLimitError(
-                f"{self._param} became too complex for its limits ({reason}): send a simpler one, or a lower max_tokens",
+                f"{self._param} became too complex for its limits ({reason}): send a simpler one",
                 param=self._param,
             )
 
@@ -130,11 +131,23 @@ class GrammarCompiler:
         """What a check may take above that."""
         return self._process.limits.memory_bytes
 
+    @staticmethod
+    def num_states(max_new_tokens: int) -> int:
+        """Return how many states the lexer of an answer may have: a power of two, so that equal ones are found."""
+        wanted = _LEAST_STATES + _STATES_PER_TOKEN * max_new_tokens
+        return min(1 << (wanted - 1).bit_length(), _MOST_STATES)
+
     def check(self, constraint: Constraint, *, max_new_tokens: int) -> CheckedGrammar:
         """Try a constraint in the child; raise `ConstraintError`, or `ConstraintLimitError`, for what it cannot be."""
+        if find_spec("llguidance") is None:
+            raise ConstraintError(
+                f"{constraint.param} needs the package llguidance, which is not installed here: install "
+                "openautoglm[structured]",
+                param=constraint.param,
+            )
         source = grammar_source(constraint)
-        num_states = min(_LEAST_STATES + _STATES_PER_TOKEN * max_new_tokens, _MOST_STATES)
-        limits: dict[str, int | bool] = {**_FIXED_LIMITS, "max_lexer_states": num_states}
+        num_states = self.num_states(max_new_tokens)
+        limits = {**_FIXED_LIMITS, "max_lexer_states": num_states}
         verdict = self._process.check(source, limits)
         if verdict.error is not None:
             raise _refusal(constraint, verdict)

@@ -178,4 +178,3 @@ class TemplateProcess:
             "sandbox": f"the chat template tried what its sandbox does not allow: {message}",
             "memory": f"the chat template needed more than its limit of {format_bytes(limits.memory_bytes)} of memory",
         }.get(kind, f"the chat template failed: {message}")
-
