@@ -102,6 +102,17 @@ FILTERS = {
     "negative penalties": Reference(frequency=-1.0, presence=-0.5, output=(4, 4, 6)),
     "bias": Reference(bias={1: 5.0, 2: -np.inf, 7: 3.0}, temperature=0.8),
     "grammar": Reference(allowed=np.arange(VOCAB) % 97 == 5, top_p=0.95),
+    "grammar, top-k": Reference(allowed=np.arange(VOCAB) % 89 == 3, top_k=6, temperature=1.4),
+    "grammar, top-k beyond it": Reference(allowed=np.arange(VOCAB) % 211 == 3, top_k=400, min_p=0.02),
+    "grammar, penalties": Reference(
+        allowed=np.arange(VOCAB) % 3 == 0,
+        repetition=1.7,
+        frequency=-0.6,
+        presence=0.4,
+        prompt=(3, 5, 6),
+        output=(9, 9, 4),
+    ),
+    "grammar, bias": Reference(allowed=np.arange(VOCAB) % 5 == 1, bias={1: 5.0, 6: -np.inf, 7: 90.0}, temperature=0.8),
 }
 
 

@@ -157,9 +157,9 @@ CASES = {
     "many biases": field("logit_bias", {str(token): 0.0 for token in range(1025)}, "at most 1024"),
     "priority out of range": field("priority", 5000, "less than or equal to 1000"),
     # What is known and cannot be honoured
-    "json_schema": field("response_format", {"type": "json_schema"}, "structured output is not available"),
-    "json_object": field("response_format", {"type": "json_object"}, "structured output is not available"),
-    "guided_regex": field("guided_regex", "a+", "structured output is not available"),
+    "json_schema": field("response_format", {"type": "json_schema"}, "needs json_schema"),
+    "another backend": field("guided_decoding_backend", "outlines", "followed in one way here"),
+    "a backend's own tags": field("structured_outputs", {"structural_tag": "{}"}, "structural_tag cannot be honoured"),
     "a tool without a function": field("tools", [{"type": "function"}], "must be", where="tools[0].function"),
     "a tool without a name": field(
         "tools", [{"type": "function", "function": {"name": "a b"}}], "1 to 128", where="tools[0].function.name"

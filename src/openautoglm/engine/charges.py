@@ -12,6 +12,8 @@ from openautoglm.units import format_bytes
 # The share of the smallest headroom that a plan can have.
 LEAST_SPACE_BYTES = request_space(MIN_HEADROOM_BYTES).engine_bytes
 _RETRY_SECONDS = 1.0
+# The most that Python takes for a character of text.
+_CHARACTER_BYTES = 4
 
 
 class RequestCharges:
@@ -31,6 +33,8 @@ class RequestCharges:
         num_prompt = min(len(generation.prompt_tokens), self._context_tokens)
         room = self._context_tokens - num_prompt
         needed = request_bytes(num_prompt, min(sampling.max_tokens or room, room), sampling.n)
+        if sampling.constraint is not None:
+            needed += _CHARACTER_BYTES * len(sampling.constraint.text)
         if needed > self.ledger.budget_bytes:
             raise InvalidRequestError(
                 f"{sampling.n} choices of a prompt of {num_prompt} tokens take {format_bytes(needed)} of the "

@@ -44,7 +44,7 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """News of one choice: text that is final (stop strings held back), its tokens, and how it ended.
 
     `finish_reason` is None until the choice's last event, then "stop", "length", "abort" or "error" (with `error`, and
-    with `error_kind`, the name of an exception, where a client can act on it, and `error_param`, a field of its request).
+    with `error_kind`, an exception's name, where a client can act on it, and `error_param`, a field of its request).
     `record` comes with the last event of a request that the ladder touched.
     `stop_reason` is the stop string or token id that matched, None for the model's own end (EOS). Token counts are
     cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request.

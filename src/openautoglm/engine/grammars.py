@@ -217,7 +217,8 @@ class Grammars:
                     job.error = error
                     self._counts.num_refused += 1
                 except Exception as error:  # noqa: BLE001 - the request hears of it, and nothing else suffers
-                    _log.exception("a constraint could not be compiled")
+                    # Not what it says: that may hold the constraint's text.
+                    _log.error("a constraint could not be compiled: %s", type(error).__name__)
                     job.error = ConstraintError(f"the constraint could not be compiled: {type(error).__name__}")
                 self._counts.compile_seconds += time.thread_time() - begin_seconds
             self._done.put(job)
@@ -240,7 +241,8 @@ class Grammars:
 
     def _checked(self, compiler: GrammarCompiler, constraint: Constraint, max_new_tokens: int) -> CheckedGrammar:
         """Return a constraint that has passed in the child, now or before."""
-        wanted = f"{constraint.kind} {constraint.param} {compiler.num_states(max_new_tokens)} {constraint.text}"
+        extent = compiler.extent(max_new_tokens)
+        wanted = f"{constraint.kind} {constraint.param} {extent} {constraint.text}"
         key = hashlib.sha256(wanted.encode("utf-8")).digest()
         found = self._cache.find(key)
         if found is None:

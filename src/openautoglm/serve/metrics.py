@@ -259,6 +259,7 @@ class _EngineCollector:
             "openautoglm_missed_deadlines", "Requests that had not ended in time.", status.num_missed_deadlines
         )
         yield from self._spilling(status)
+        yield from self._constraints(status)
         yield self._gauge("openautoglm_ladder_rung", "Rung of the memory ladder, 0 for none.", status.rung)
         entered = CounterMetricFamily(
             "openautoglm_ladder_rung_transitions", "How often a rung was entered.", labels=["model_name", "rung"]
@@ -323,6 +324,26 @@ class _EngineCollector:
                           memory.block_pressure)  # fmt: skip
         yield self._gauge("openautoglm_memory_stalled_share", "Time spent waiting for memory, 0 to 1.",
                           memory.stalled_share)  # fmt: skip
+
+    def _constraints(self, status: EngineStatus) -> Iterator[Metric]:
+        constraints = status.constraints
+        if constraints is None:
+            return
+        for name, text, number in (
+            ("constraints_compiled", "Constraints of answers that were compiled.", constraints.num_compiled),
+            ("constraints_refused", "Constraints that were malformed or passed a limit.", constraints.num_refused),
+            ("constraints_cached", "Constraints that were known from before.", constraints.num_cached),
+            ("constraint_compile_seconds", "Time to compile constraints, beside steps.", constraints.compile_seconds),
+            ("constraint_masks", "Tokens that a constraint was followed by.", constraints.num_masks),
+            ("constraint_mask_seconds", "Time to follow constraints, a part of steps.", constraints.mask_seconds),
+        ):
+            yield self._counter(f"openautoglm_{name}", text, number)
+        yield self._gauge(
+            "openautoglm_constraints_waiting", "Requests whose constraint is being compiled.", constraints.num_waiting
+        )
+        yield self._gauge(
+            "openautoglm_constraints_live", "Requests that follow a constraint now.", constraints.num_live
+        )
 
     def _spilling(self, status: EngineStatus) -> Iterator[Metric]:
         yield self._counter("openautoglm_spills", "Sequences set back whose KV blocks were kept.", status.num_spills)

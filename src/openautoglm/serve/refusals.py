@@ -11,18 +11,14 @@ from typing import Any
 from openautoglm.errors import InvalidRequestError
 from openautoglm.serve.schemas import ChatBody, CompletionBody, SamplingBody
 
-_STRUCTURED = "structured output is not available yet: ask for the format in the prompt"
+_ONE_BACKEND = "every constraint is followed in one way here"
 _TOOLS = "it is the former name: send tools and tool_choice"
 _CHAT_ONLY_TEXT = "only text is generated here"
 
 # Field -> (values that ask for nothing, why it cannot be honoured). None always asks for nothing.
 _COMMON: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "response_format": (({"type": "text"},), _STRUCTURED),
-    "guided_json": ((), _STRUCTURED),
-    "guided_regex": ((), _STRUCTURED),
-    "guided_choice": ((), _STRUCTURED),
-    "guided_grammar": ((), _STRUCTURED),
-    "structured_outputs": ((), _STRUCTURED),
+    "guided_decoding_backend": ((), _ONE_BACKEND),
+    "guided_whitespace_pattern": ((), _ONE_BACKEND),
     "service_tier": (("auto", "default"), "there is one service tier: leave it out, or send auto or default"),
     "prompt_logprobs": ((), "logprobs of the prompt are not computed"),
     "truncate_prompt_tokens": (

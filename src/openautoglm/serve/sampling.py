@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 
 from openautoglm.errors import InvalidRequestError
+from openautoglm.serve.constraints import constraint_of
 from openautoglm.serve.schemas import ChatBody, CompletionBody, SamplingBody
 from openautoglm.spec.sampling import MAX_LOGIT_BIASES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SamplingParams
 
@@ -64,6 +65,7 @@ def _sampling(
         stop=_stop(body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         include_stop=bool(body.include_stop_str_in_output),
+        constraint=constraint_of(body),
     )
 
 

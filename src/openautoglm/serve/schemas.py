@@ -58,6 +58,13 @@ class SamplingBody(Body):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    # What the answer must look like, in OpenAI's way, in vLLM's, and in vLLM's former one: see `constraints`.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], _StopAtFirst()] | None = None
+    guided_grammar: str | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
     deadline_seconds: float | None = Field(default=None, gt=0, le=86400)
     # Another name of deadline_seconds.

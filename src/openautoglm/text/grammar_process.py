@@ -18,8 +18,8 @@ from openautoglm.units import MIB
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _REPLY_BYTES = 1 << 16
-# Interpreter and library, and for each entry of the vocabulary its bytes and its place in the trie (measured: 24 MiB,
-# and 370 bytes an entry at 151,000).
+# Interpreter and library, and for each entry of the vocabulary its bytes and its place in the trie (measured: 22 MiB,
+# and 412 bytes an entry at 151,000).
 _BASE_BYTES, _ENTRY_BYTES = 28 * MIB, 512
 _logger = get_logger(__name__)
 
@@ -80,12 +80,13 @@ class GrammarProcess:
         """The worker's process id, None while there is none."""
         return self._process.pid if self._process else None
 
-    def check(self, source: str, limits: Mapping[str, int | bool]) -> Verdict:
-        """Try a grammar under the parser's `limits`; raise `EngineError` if there is no process to try it in."""
+    def check(self, source: str, limits: Mapping[str, int | bool], *, most_tokens: int) -> Verdict:
+        """Try a grammar for `most_tokens` under the parser's `limits`; raise `EngineError` without a process."""
         with self._lock:
             if self._closed:
                 raise EngineError("the process that tries grammars was closed")
-            reply = self._exchange({"grammar": source, "limits": limits})
+            probe_tokens = min(most_tokens, self.limits.probe_tokens)
+            reply = self._exchange({"grammar": source, "limits": limits, "probe_tokens": probe_tokens})
         if "error" in reply:
             return Verdict(error=str(reply["error"]), message=str(reply["message"]))
         num_bytes = reply["num_bytes"]
@@ -134,7 +135,6 @@ class GrammarProcess:
             "wall_seconds": limits.wall_seconds,
             "memory_bytes": limits.memory_bytes,
             "mask_seconds": limits.mask_seconds,
-            "probe_tokens": limits.probe_tokens,
         }
         self._talk(first, _START_SECONDS)
 

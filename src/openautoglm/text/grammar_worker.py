@@ -66,7 +66,6 @@ class Worker:
         self._wall_seconds: float = frame["wall_seconds"]
         self._memory_bytes: int = frame["memory_bytes"]
         self._mask_seconds: float = frame["mask_seconds"]
-        self._probe_tokens: int = frame["probe_tokens"]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +107,7 @@ class Worker:
         limits = LLParserLimits(**request["limits"])
         matcher = LLMatcher(self._tokenizer, request["grammar"], log_level=0, limits=limits)
         if not matcher.is_error():
-            slow = self._walk(matcher)
+            slow = self._walk(matcher, request["probe_tokens"])
             if slow is not None:
                 return {"error": "slow", "message": f"{slow * 1000:.0f}"}
         if matcher.is_error():
@@ -118,11 +117,11 @@ class Worker:
         # Pages that the fork shares with its parent are resident in both: growth is what was taken anew.
         return {"num_bytes": max(0, _status_bytes("VmHWM") - before_bytes)}
 
-    def _walk(self, matcher: LLMatcher) -> float | None:
+    def _walk(self, matcher: LLMatcher, num_tokens: int) -> float | None:
         """Follow the grammar for some tokens; return the seconds of a mask that took too long, None if none did."""
         draw = random.Random(0)  # noqa: S311  any walk will do
         mask = (ctypes.c_uint32 * self._num_words)()
-        for _ in range(self._probe_tokens):
+        for _ in range(num_tokens):
             begin = time.process_time()
             matcher.unsafe_compute_mask_ptr(ctypes.addressof(mask), ctypes.sizeof(mask))
             seconds = time.process_time() - begin
@@ -190,7 +189,7 @@ def main() -> None:
     if first_frame is None:
         return
     worker = Worker(first_frame)
-    write_frame(sink, {"ready": True, "num_bytes": _status_bytes("VmHWM")})
+    write_frame(sink, {"ready": True})
     while (request := read_frame(source)) is not None:
         write_frame(sink, worker.answer(request))
 
