@@ -218,9 +218,7 @@ class LLM:
         with self._lock:
             if self._closed:
                 raise EngineError("this LLM is closed: open a new one")
-            if budget_bytes is not None:
-                self._watch.ladder.set_budget(budget_bytes)
-            return self._watch.ladder.report(self._watch.signals)
+            return self._watch.report(budget_bytes)
 
     def render_chat(self, messages: Sequence[Message], **template_variables: object) -> tuple[int, ...]:
         """Return the token ids of a conversation with the assistant's turn opened."""

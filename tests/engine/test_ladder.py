@@ -18,6 +18,7 @@ from openautoglm.memory.pressure import headroom_bytes
 from openautoglm.spec.pressure import MemorySignals, Room, Rung
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.units import GIB, MIB
+from tests.engine.clock import Clock
 from tests.engine.history_executor import Collector, HistoryExecutor, isolated, make_engine
 
 BLOCK_BYTES = MIB
@@ -29,13 +30,6 @@ def request(
 ) -> GenerationRequest:
     sampling = SamplingParams(max_tokens=max_tokens, seed=seed, temperature=0.8, ignore_eos=True)
     return GenerationRequest(request_id=name, prompt_tokens=prompt, sampling=sampling)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Machine:

@@ -22,21 +22,25 @@ _TRAIN_PACKAGES = ("torch", "transformers", "safetensors")
 
 
 def disk_speed_finding(directory: str) -> Finding:
-    """Try the disk of the caches for a few seconds at most."""
-    from openautoglm.probe.disk_speed import measure_disk_speed
+    """Try the disk of the caches for a second or two, as plans with layers on disk do."""
+    from openautoglm.memory.offload import NUM_READERS
 
     try:
-        speed = measure_disk_speed(Path(directory))
+        from openautoglm.executor.disk_speed import measure_disk
+
+        speed = measure_disk(Path(directory), num_readers=NUM_READERS, write=True)
+    except ImportError:
+        return finding("disk speed", "not tried, as the native core does not load", "see native core", WARNING)
     except OSError as error:
         advice = "packed weights and downloads need a place that can be written: set XDG_CACHE_HOME and HF_HOME"
         return finding("disk speed", f"{directory} cannot be written: {error.strerror or error}", advice, WARNING)
-    read, write = speed.read_bytes_per_second, speed.write_bytes_per_second
+    read, write = speed.bytes_per_second, speed.write_bytes_per_second or 0.0
     slow = read < SLOW_DISK_BYTES_PER_SECOND
     seconds = 1024 * MIB / read
     return finding(
         "disk speed",
-        f"reads {format_bytes(int(read))}/s, writes {format_bytes(int(write))}/s "
-        f"({format_bytes(speed.num_bytes)} tried)",
+        f"reads {format_bytes(int(read))}/s, writes {format_bytes(int(write))}/s"
+        f"{'' if speed.direct else ' (through the page cache: this file system has no direct reads)'}",
         f"a gigabyte takes {seconds:.1f} s to load: put the caches on a faster disk (HF_HOME, XDG_CACHE_HOME)"
         if slow
         else f"a gigabyte takes {seconds:.1f} s to load",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
+from openautoglm.engine.calls import Call
 from openautoglm.engine.client import EngineStatus, GenerationEvent
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.record import MemoryReport, WatchdogReport
@@ -73,9 +74,7 @@ class EngineRunner:
         def report(_engine: Engine) -> MemoryReport:
             if watch is None:
                 raise EngineError("this engine was opened without a memory ladder: there is nothing to report")
-            if budget_bytes is not None:
-                watch.ladder.set_budget(budget_bytes)
-            return watch.ladder.report(watch.signals)
+            return watch.report(budget_bytes)
 
         return self.call(report)
 
@@ -100,22 +99,13 @@ class EngineRunner:
 
     def call(self, function: Callable[[Engine], _Result]) -> Future[_Result]:
         """Run `function` between two steps; the future raises what it raises, or `EngineError` if the engine ended."""
-        future: Future[_Result] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function(self._engine))
-            except Exception as error:  # noqa: BLE001 - handed to the caller, whole
-                future.set_exception(error)
-
+        call = Call(lambda: function(self._engine))
         with self._lock:
             if self._ended is not None:
-                future.set_exception(self._ended)
+                call.future.set_exception(self._ended)
             else:
-                self._calls.put(run)
-        return future
+                self._calls.put(call)
+        return call.future
 
     def status(self, *, heartbeat: int) -> EngineStatus:
         """Return counters and gauges at once, in the middle of a step too; raise `EngineError` if the engine ended."""

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from openautoglm.engine.calls import Call
+
 LOCK_SECONDS = 0.01
 
 
@@ -24,21 +26,12 @@ class EngineTurns:
 
     def call(self, function: Callable[[], None]) -> Future[None]:
         """Run `function` between two steps and wait for it: whoever steps does it, or this thread if nobody does."""
-        future: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                function()
-            except Exception as error:  # noqa: BLE001 - handed to the caller, whole
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-
-        self._calls.put(run)
-        while not future.done():
+        call = Call(function)
+        self._calls.put(call)
+        while not call.future.done():
             if self.lock.acquire(timeout=LOCK_SECONDS):
                 try:
                     self.run_calls()
                 finally:
                     self.lock.release()
-        return future
+        return call.future

@@ -12,6 +12,7 @@ import msgspec
 
 from openautoglm.engine.client import EngineStatus
 from openautoglm.engine.ladder import Ladder
+from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.report_files import ReportFiles
 from openautoglm.engine.watchdog import Accounts
 from openautoglm.log import get_logger
@@ -86,8 +87,17 @@ class MemoryWatch:
             rung=int(ladder.rung),
             rung_transitions=ladder.transition_labels(),
             byte_pressure=byte_level(signals),
-            memory=ladder.report(signals),
+            memory=self.report(),
         )
+
+    def report(self, budget_bytes: int | None = None) -> MemoryReport:
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first. Between two steps only.
+
+        Raises `InvalidRequestError` for a budget that cannot be.
+        """
+        if budget_bytes is not None:
+            self.ladder.set_budget(budget_bytes)
+        return self.ladder.report(self.signals)
 
     def _run(self) -> None:
         pending: Future[None] | None = None

@@ -49,7 +49,12 @@ def with_speed(plan: Plan, cache: str | None) -> Plan:
     directory = _directory(plan.offload.directory, cache)
     file_bytes = plan.offload.file_bytes
     stands = cache != OFF and file_bytes in PackedCache(directory=directory).file_sizes()
-    disk = measure_disk(directory, num_readers=plan.offload.num_readers, write=not stands)
+    try:
+        disk = measure_disk(directory, num_readers=plan.offload.num_readers, write=not stands)
+    except OSError as error:
+        raise ConfigError(
+            f"the disk of {directory} cannot be measured ({error.strerror or error}): choose another --offload-dir"
+        ) from error
     probed_bytes = max(_LEAST_PROBED_BYTES, min(_MOST_PROBED_BYTES, plan.breakdown.weight_bytes // 2))
     memory = _core.probe_read_bandwidth(plan.num_threads, probed_bytes)
     return predict(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openautoglm.checkpoint.direct import open_direct
-from openautoglm.errors import ConfigError
 from openautoglm.native import _core
 from openautoglm.probe.file_system import existing_parent
 from openautoglm.units import MIB
@@ -39,16 +38,10 @@ def measure_disk(directory: Path, *, num_readers: int, write: bool) -> DiskSpeed
 
     A directory that is not there yet stands on the disk of its nearest parent. Takes 64 MiB, and disk space of 256 MiB,
     for the moment; writing that takes about a second at most, and is measured too (with `write`, in any case). The file
-    has no name, so that nothing of it is left whatever happens. Raises `ConfigError` where nothing can be written.
+    has no name, so that nothing of it is left whatever happens. Raises `OSError` where nothing can be written.
     """
-    existing = existing_parent(directory)
-    try:
-        with _some_file(existing, write=write) as (path, write_bytes_per_second):
-            read_bytes_per_second, direct = _read(path, num_readers)
-    except OSError as error:
-        raise ConfigError(
-            f"the disk of {directory} cannot be measured ({error.strerror or error}): choose another --offload-dir"
-        ) from error
+    with _some_file(existing_parent(directory), write=write) as (path, write_bytes_per_second):
+        read_bytes_per_second, direct = _read(path, num_readers)
     return DiskSpeed(
         bytes_per_second=read_bytes_per_second, direct=direct, write_bytes_per_second=write_bytes_per_second
     )

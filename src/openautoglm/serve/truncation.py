@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from openautoglm.spec.sampling import SamplingParams
 
 HEAD, MIDDLE = "head", "middle"
-SIDES = (HEAD, MIDDLE)
 # What an answer of open length is left of the context.
 _OPEN_ANSWER_SHARE = 4
 

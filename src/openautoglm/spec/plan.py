@@ -76,10 +76,6 @@ class Breakdown:
         """Return the parts of one component, in the order in which they are shown."""
         return tuple(part for part in self.parts if part.component is component)
 
-    def part_bytes(self, component: Component) -> int:
-        """Return the sum of a component's parts."""
-        return sum(part.num_bytes for part in self.parts_of(component))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
