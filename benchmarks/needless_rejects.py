@@ -4,7 +4,8 @@
 
 Prints, per load (of what the server can do) and pool: requests, rejects, needless ones, and their shares. Needless is
 a reject when replaying the trace with that request admitted meets every deadline; "watched" counts the same where the
-replay's engine knows the deadlines and reorders for them (see overload/simulator.py).
+replay's engine knows the deadlines and reorders for them, "whole" where nobody else is left out of the trace (see
+overload/simulator.py).
 Everything is counted on a virtual clock: a busy machine changes nothing.
 """
 
@@ -42,6 +43,7 @@ class Row:
     num_rejects: int
     num_needless: int
     num_needless_watched: int
+    num_needless_whole: int
     num_preemptions: int
 
 
@@ -62,7 +64,7 @@ def shape_of(server: Server, num_requests: int, requests_per_second: float, seed
 
 def measure(name: str, load: float, num_requests: int, num_seeds: int) -> Row:
     server = SERVERS[name]
-    sums = [0] * 5
+    sums = [0] * 6
     for seed in range(num_seeds):
         rate = capacity(server, make_trace(shape_of(server, num_requests, 1.0, seed)))
         verdict = judge(server, make_trace(shape_of(server, num_requests, load * rate, seed)))
@@ -71,6 +73,7 @@ def measure(name: str, load: float, num_requests: int, num_seeds: int) -> Row:
             len(verdict.rejects),
             len(verdict.needless),
             len(verdict.needless_watched),
+            len(verdict.needless_whole),
             verdict.num_preemptions,
         )
         sums = [total + value for total, value in zip(sums, found, strict=True)]
@@ -81,7 +84,8 @@ def measure(name: str, load: float, num_requests: int, num_seeds: int) -> Row:
         num_rejects=sums[1],
         num_needless=sums[2],
         num_needless_watched=sums[3],
-        num_preemptions=sums[4],
+        num_needless_whole=sums[4],
+        num_preemptions=sums[5],
     )
 
 
@@ -93,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rows = []
-    print("server  load  requests  rejects  needless  of requests  of rejects  watched  preemptions")
+    print("server  load  requests  rejects  needless  of requests  of rejects  watched  whole  preemptions")
     for name in SERVERS:
         for load in arguments.load or LOADS:
             row = measure(name, load, arguments.requests, arguments.seeds)
@@ -102,13 +106,14 @@ def main() -> None:
             print(
                 f"{name:6}  {load:4.1f}  {row.num_requests:8}  {row.num_rejects:7}  {row.num_needless:8}  "
                 f"{row.num_needless / row.num_requests:11.2%}  {of_rejects:10.2%}  {row.num_needless_watched:7}  "
-                f"{row.num_preemptions:11}",
+                f"{row.num_needless_whole:5}  {row.num_preemptions:11}",
                 flush=True,
             )
     total = sum(row.num_requests for row in rows)
     needless, watched = sum(row.num_needless for row in rows), sum(row.num_needless_watched for row in rows)
+    whole = sum(row.num_needless_whole for row in rows)
     print(f"all: {needless} of {total} requests rejected needlessly, {needless / total:.2%}")
-    print(f"in watched replays: {watched}, {watched / total:.2%}")
+    print(f"in watched replays: {watched}, {watched / total:.2%}; in whole ones: {whole}, {whole / total:.2%}")
     if arguments.output:
         arguments.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

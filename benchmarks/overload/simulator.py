@@ -2,13 +2,16 @@
 
 A reject (a request refused, or one that has not ended by its deadline) is needless when replaying the trace with that
 request admitted, the other rejects absent, meets every deadline. Replays run without deadlines in the engine: nothing
-is held back or given up, and what they need is seen on the clock. `watched` replays are the stricter reading: the
-engine knows the deadlines and may hold requests back for each other, as it does in service.
+is held back or given up, and what they need is seen on the clock. `watched` replays are a stricter reading: the
+engine knows the deadlines and may hold requests back for each other, as it does in service. `whole` replays leave
+nobody out: the trace is played again as it was, except that this one request is started when it comes up, or before
+all others, whatever the engine thinks of it; needless is a reject that meets its deadline then, with everybody who met
+theirs before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 from idle_executor import BLOCK_TOKENS, Done, IdleExecutor, LetterTokenizer
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.engine import Engine
+from openautoglm.engine.request import Sequence as EngineSequence
+from openautoglm.engine.scheduler import Verdict as GateVerdict
 from openautoglm.errors import DeadlineError, OverloadedError
 from openautoglm.executor.protocol import SampleBatch, StepBatch
 from openautoglm.spec.sampling import SamplingParams
@@ -26,6 +31,7 @@ END_TOKEN = 1
 TEXT_TOKEN = 2
 VOCAB_SIZE = 50_000
 IDLE_SECONDS = 1e-3
+MOST_URGENT = -1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +93,36 @@ class Run:
     num_preemptions: int = 0
 
 
-def play(server: Server, trace: Sequence[Arrival], *, deadlines: bool = True, stop_when_late: bool = False) -> Run:
-    """Run a trace through a new engine. Without `deadlines` the engine knows of none."""
+def play(
+    server: Server,
+    trace: Sequence[Arrival],
+    *,
+    deadlines: bool = True,
+    stop_at: Collection[int] = (),
+    let_in: int | None = None,
+    first: bool = False,
+) -> Run:
+    """Run a trace through a new engine. Without `deadlines` the engine knows of none.
+
+    `let_in` is never held back or given up, with `first` it waits for nobody either. Ends as soon as one of `stop_at`
+    is rejected.
+    """
     clock = Clock()
     executor = PricedExecutor(server, clock, {one.index: one.answer_tokens for one in trace})
     engine = Engine(
         executor, LetterTokenizer(), eos_token_ids=(END_TOKEN,), context_tokens=server.num_blocks * BLOCK_TOKENS,
         max_running=server.max_running, max_queued=1 << 20, clock=clock,
     )  # fmt: skip
+    if let_in is not None:
+        _let_in(engine, str(let_in))
     due = {one.index: one.seconds + one.deadline_seconds for one in trace}
     run, position = Run(), 0
     while position < len(trace) or engine.has_work:
         if not engine.has_work:
             clock.now = max(clock.now, trace[position].seconds)
         while position < len(trace) and trace[position].seconds <= clock.now:
-            _add(engine, trace[position], run, deadlines=deadlines)
+            ahead = first and trace[position].index == let_in
+            _add(engine, trace[position], run, deadlines=deadlines, priority=MOST_URGENT if ahead else 0)
             position += 1
         before = clock.now
         for event in engine.step():
@@ -110,27 +131,38 @@ def play(server: Server, trace: Sequence[Arrival], *, deadlines: bool = True, st
             index = int(event.request_id)
             if event.finish_reason == "error":
                 run.rejects[index] = event.error_kind or "error"
-                if stop_when_late:
-                    return run
                 continue
             run.end_seconds[index] = clock.now
             if clock.now > due[index]:
                 run.rejects[index] = "late"
-                if stop_when_late:
-                    return run
+        if stop_at and not run.rejects.keys().isdisjoint(stop_at):
+            return run
         if clock.now == before and engine.has_work:
             clock.now += IDLE_SECONDS
     run.num_preemptions = engine.scheduler.num_preemptions
     return run
 
 
-def _add(engine: Engine, arrival: Arrival, run: Run, *, deadlines: bool) -> None:
+def _let_in(engine: Engine, request_id: str) -> None:
+    """Have an engine start one request when its turn comes, whatever its gate would say."""
+    gate = engine._gate
+    judge, hopeless = gate.judge, gate.hopeless
+
+    def lenient(sequence: EngineSequence) -> GateVerdict:
+        return GateVerdict.START if sequence.request.request_id == request_id else judge(sequence)
+
+    gate.judge = lenient  # type: ignore[method-assign]
+    gate.hopeless = lambda request, now: request.request_id != request_id and hopeless(request, now)  # type: ignore[method-assign]
+
+
+def _add(engine: Engine, arrival: Arrival, run: Run, *, deadlines: bool, priority: int) -> None:
     # A prompt of its own for each, so that no prefix is shared.
     tokens = ((np.arange(arrival.prompt_tokens) * 7919 + arrival.index * 104_729) % (VOCAB_SIZE - 10) + 10).tolist()
     request = GenerationRequest(
         request_id=str(arrival.index),
         prompt_tokens=tuple(tokens),
         sampling=SamplingParams(max_tokens=arrival.max_tokens, seed=arrival.index),
+        priority=priority,
         deadline_seconds=arrival.deadline_seconds if deadlines else None,
     )
     try:
@@ -147,6 +179,7 @@ class Verdict:
     rejects: Mapping[int, str]
     needless: tuple[int, ...]
     needless_watched: tuple[int, ...]
+    needless_whole: tuple[int, ...]
     num_preemptions: int
 
     @property
@@ -163,6 +196,7 @@ def judge(server: Server, trace: Sequence[Arrival]) -> Verdict:
         rejects=run.rejects,
         needless=needless_rejects(server, trace, run.rejects),
         needless_watched=needless_rejects(server, trace, run.rejects, watched=True),
+        needless_whole=needless_in_whole(server, trace, run.rejects),
         num_preemptions=run.num_preemptions,
     )
 
@@ -174,7 +208,20 @@ def needless_rejects(
     found = []
     for index in rejects:
         admitted = [one for one in trace if one.index == index or one.index not in rejects]
-        if not play(server, admitted, deadlines=watched, stop_when_late=True).rejects:
+        everybody = {one.index for one in admitted}
+        if not play(server, admitted, deadlines=watched, stop_at=everybody).rejects:
+            found.append(index)
+    return tuple(found)
+
+
+def needless_in_whole(server: Server, trace: Sequence[Arrival], rejects: Mapping[int, str]) -> tuple[int, ...]:
+    """Return the rejects that could have been let in with nobody else made late, all the others asking as they did."""
+    met = {one.index for one in trace} - rejects.keys()
+    found = []
+    for index in rejects:
+        wanted = met | {index}
+        again = (play(server, trace, stop_at=wanted, let_in=index, first=first) for first in (True, False))
+        if any(run.rejects.keys().isdisjoint(wanted) for run in again):
             found.append(index)
     return tuple(found)
 

@@ -16,6 +16,7 @@ from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.scheduler import MOST_ASKED, STEPS_BEFORE_ASKING, Scheduler, Verdict
 from openautoglm.errors import DeadlineError
 from openautoglm.spec.sampling import SamplingParams
+from tests.engine.clock import Clock
 from tests.engine.history_executor import HistoryExecutor, make_engine
 from tests.engine.test_deadlines import late_ones, make, simulate
 
@@ -197,13 +198,6 @@ def test_who_is_held_lets_nobody_pass_and_who_is_skipped_does() -> None:
     assert [sequence.request.arrival for sequence in scheduler.running] == [2, 3, 4]
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class SlowExecutor(HistoryExecutor):
     """A step takes a second."""
 
@@ -240,3 +234,19 @@ def test_an_engine_ends_what_is_out_of_time_and_says_so() -> None:
         events.extend(engine.step())
     assert events[-1].finish_reason == "length"
     engine.integrity_check()
+
+
+def test_among_equals_the_earliest_end_is_first_and_nobody_is_put_off_for_ever() -> None:
+    def request(arrival: int, seconds: float, deadline: float | None, priority: int = 0) -> Request:
+        made = fixed(arrival, prompt=4, tokens=4, deadline=deadline)
+        made.arrival, made.arrival_seconds, made.priority = arrival, seconds, priority
+        made.sequences = [Sequence(made, 0, max_blocks=4, text=made.sequences[0].text)]
+        return made
+
+    asked = [
+        request(0, 0.0, None), request(1, 1.0, 50.0), request(2, 2.0, 20.0), request(3, 3.0, 80_000.0),
+        request(4, 30.0, None), request(5, 59.0, 0.5), request(6, 60.5, 1.0), request(7, 70.0, 1.0, priority=-1),
+    ]  # fmt: skip
+    ordered = sorted(asked, key=lambda one: one.sequences[0].order)
+    # Ends by 59.5, 60 (none set), 61.5, 63 (set far away) and so on; a better priority goes before all.
+    assert [one.arrival for one in ordered] == [7, 2, 1, 5, 0, 6, 3, 4]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overload.simulator import Server, capacity, judge, needless_rejects, play
+from overload.simulator import Server, capacity, judge, needless_in_whole, needless_rejects, play
 from overload.trace import Arrival, TraceShape, make_trace
 
 SERVER = Server(
@@ -109,6 +109,30 @@ def test_needless_is_what_could_have_been_admitted() -> None:
     shifted = [replace(one, seconds=one.seconds + 1000.0) for one in (*warm, *patient)]
     assert needless_rejects(SERVER, shifted, {1: "told"}) == ()
     assert needless_rejects(SERVER, shifted, {1: "told"}, watched=True) == (1,)
+
+
+def test_needless_in_whole_harms_nobody_and_leaves_nobody_out() -> None:
+    easy = [arrival(0, deadline=20.0), arrival(1, deadline=20.0)]
+    assert needless_in_whole(SERVER, easy, {1: "told"}) == (1,)
+    # Whoever is let in is late himself, or makes the other late.
+    together = by_hand(easy)
+    assert needless_in_whole(SERVER, [easy[0], arrival(1, deadline=together[1] - 0.25)], {1: "told"}) == ()
+    assert needless_in_whole(SERVER, [arrival(0, deadline=together[0] - 0.25), easy[1]], {1: "told"}) == ()
+    # A third that is rejected too still asks and computes: beside it there is no time.
+    three = [arrival(index, deadline=by_hand([*easy, arrival(2)])[0] - 0.25) for index in range(2)]
+    assert needless_in_whole(SERVER, [*three, arrival(2, deadline=20.0)], {1: "told", 2: "told"}) == ()
+    assert needless_in_whole(SERVER, three, {1: "told"}) == (1,)
+
+
+def test_let_in_is_never_held_back_or_given_up() -> None:
+    shape = TraceShape(
+        num_requests=60, requests_per_second=0.6, prompt_tokens=(4, 60), answer_tokens=(2, 20), max_tokens=40,
+        slack=(2.0, 6.0), busy_seconds_per_token=2.0, prompt_seconds_per_token=0.25, seed=5,
+    )  # fmt: skip
+    trace = make_trace(shape)
+    refused = [index for index, why in play(SERVER, trace).rejects.items() if why == "DeadlineError"]
+    rescued = [index for index in refused if index not in play(SERVER, trace, let_in=index, first=True).rejects]
+    assert len(rescued) > len(refused) / 2
 
 
 def test_a_verdict_holds_together() -> None:

@@ -8,8 +8,8 @@ from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.scheduler import Scheduler, Verdict
 
 # A choice that was started and is late at its end has wasted time. Where a queue waits for that time, what is started
-# is taken to be as long as all but a fifth of the answers, else as half of them. Given up is who is late even if short.
-QUEUE_QUANTILE = 0.8
+# is taken to be as long as all but a tenth of the answers, else as half of them. Given up is who is late even if short.
+QUEUE_QUANTILE = 0.9
 START_QUANTILE = 0.5
 GIVE_UP_QUANTILE = 0.1
 QUEUE_SEQUENCES = 4

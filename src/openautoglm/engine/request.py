@@ -17,6 +17,8 @@ from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.grammar import Grammar
 
 SPARE_TOKENS = 256
+# The place of a request without a deadline, and of one whose deadline is later: nobody waits for ever.
+PATIENCE_SECONDS = 60.0
 
 
 class SequenceState(Enum):
@@ -73,6 +75,12 @@ class Request:
     def touch(self, rung: Rung) -> None:
         """Note that a rung of the ladder has touched the request."""
         self.rungs |= 1 << rung
+
+    @property
+    def place_seconds(self) -> float:
+        """By when it should have ended: among equal priorities the earliest is first."""
+        deadline = PATIENCE_SECONDS if self.deadline_seconds is None else self.deadline_seconds
+        return self.arrival_seconds + min(deadline, PATIENCE_SECONDS)
 
     @property
     def queue_seconds(self) -> float:
@@ -145,7 +153,7 @@ class Sequence:
     def __init__(self, request: Request, choice: int, *, max_blocks: int, text: ChoiceText) -> None:
         self.request = request
         self.choice = choice
-        self.order = (request.priority, request.arrival, choice)
+        self.order = (request.priority, request.place_seconds, request.arrival, choice)
         self.state = SequenceState.HELD
         self.num_tokens = request.num_prompt_tokens
         self._buffer = np.empty(self.num_tokens + min(request.max_new_tokens, SPARE_TOKENS), dtype=np.int32)

@@ -1,6 +1,6 @@
 """`Scheduler`: which tokens of which sequences the next step computes.
 
-Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (priority, arrival, choice):
+Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (priority, due, arrival, choice):
 a smaller priority number goes first, and among equals whoever came first.
 
     each step, within max_step_tokens:
@@ -365,5 +365,5 @@ class Scheduler:
                 self._enqueue(sequence)
 
 
-def _order(sequence: Sequence) -> tuple[int, int, int]:
+def _order(sequence: Sequence) -> tuple[int, float, int, int]:
     return sequence.order
