@@ -19,7 +19,7 @@ from openautoglm.probe.page_cache import cached_bytes
 from openautoglm.spec.formats import ModelFormats, NumberFormat
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.offload import Placement
-from openautoglm.spec.plan import Component
+from openautoglm.spec.plan import Breakdown, Component
 from openautoglm.units import GIB, MIB
 from tests.planner.models import GLM_9B, machine
 
@@ -38,13 +38,19 @@ def priced(spec, quant, kv=NumberFormat.BF16, *, context=2048, concurrency=3, se
     return Pricer(spec, RuntimeNeeds(tokenizer=estimated_tokenizer(spec.vocab_size), server=server)).detailed(choice)
 
 
+def sums_of(breakdown: Breakdown) -> Counter[Component]:
+    """What the parts of each component add up to."""
+    known: Counter[Component] = Counter()
+    for part in breakdown.parts:
+        known[part.component] += part.num_bytes
+    return known
+
+
 @pytest.mark.parametrize("quant", [NumberFormat.BF16, NumberFormat.INT8, NumberFormat.INT4, NumberFormat.NF4])
 @pytest.mark.parametrize("name", FIXTURES)
 def test_parts_add_up_for_every_published_shape(name, quant):
     breakdown = priced(describe(FIXTURES[name]["config"]), quant, server=True)
-    known: Counter[Component] = Counter()
-    for part in breakdown.parts:
-        known[part.component] += part.num_bytes
+    known = sums_of(breakdown)
     assert known[Component.WEIGHTS] == breakdown.weight_bytes
     assert known[Component.KV] == breakdown.kv_bytes
     assert known[Component.WORKSPACE] == breakdown.workspace_bytes
@@ -132,7 +138,7 @@ def test_parts_of_layers_on_disk_are_no_memory(tmp_path):
     receipt = json.loads(opened.description.receipt_json)
     opened.engine.close()
     breakdown = opened.plan.breakdown
-    assert breakdown.part_bytes(Component.WEIGHTS) == breakdown.weight_bytes
+    assert sums_of(breakdown)[Component.WEIGHTS] == breakdown.weight_bytes
     assert whole.breakdown.weight_bytes - breakdown.weight_bytes == opened.plan.offload.disk_bytes
     compared = {(line["component"], line["part"]): line for line in receipt["components"]}
     for part in breakdown.parts_of(Component.WEIGHTS):

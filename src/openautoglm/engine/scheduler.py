@@ -1,7 +1,7 @@
 """`Scheduler`: which tokens of which sequences the next step computes.
 
 Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (priority, due, arrival, choice):
-a smaller priority number goes first, and among equals whoever came first.
+a smaller priority number goes first, and among equals whoever must end first (see `Request.place_seconds`).
 
     each step, within max_step_tokens:
         1. decoding sequences, best first, one token each       (a block that is missing is taken from the worst)

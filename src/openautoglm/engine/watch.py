@@ -91,7 +91,7 @@ class MemoryWatch:
         )
 
     def report(self, budget_bytes: int | None = None) -> MemoryReport:
-        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first. Between two steps only.
+        """Return budget, usage and ladder; with `budget_bytes`, announce a new budget first, between two steps.
 
         Raises `InvalidRequestError` for a budget that cannot be.
         """
