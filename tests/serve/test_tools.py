@@ -190,3 +190,11 @@ def test_effort_none_turns_thinking_off(server: Live) -> None:
     message = ask(server, "So.", tools=[], reasoning_effort="none").choices[0].message
     assert message.content == "0:So."
     assert not hasattr(message, "reasoning_content")
+
+
+def test_tokens_of_a_conversation_with_tools_can_be_counted(server: Live) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "a"}], "tools": [WEATHER], "chat_template_kwargs": {"shows": True},
+    }  # fmt: skip
+    usage = server.post("/v1/chat/completions", body).json()["usage"]
+    assert server.post("/tokenize", body).json()["count"] == usage["prompt_tokens"]

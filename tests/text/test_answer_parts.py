@@ -106,6 +106,7 @@ RECORDED = [
     (ToolFormat.GLM4, GLM4, [("get_weather", CALL)]),
     (ToolFormat.GLM4, f"{GLM4}\nsearch\n{{}}", [("get_weather", CALL), ("search", {})]),
 ]
+NESTED = '<tool_call>{"name": "search", "arguments": {"query": ' + "[" * 70 + "]" * 70 + "}}</tool_call>"
 # Text that is no call, whether it counts as one that went wrong.
 TEXTS = [
     (ToolFormat.HERMES, "no call < tool_call>", 0),
@@ -116,7 +117,7 @@ TEXTS = [
     (ToolFormat.HERMES, '<tool_call>{"name": "search", "arguments": {"a": 1e999}}</tool_call>', 1),
     (ToolFormat.HERMES, HERMES[:-3], 1),
     (ToolFormat.HERMES, "<tool_call>" * 3, 3),
-    (ToolFormat.HERMES, "<tool_call>" + '{"a":' * 70 + "1" + "}" * 70 + "</tool_call>", 1),
+    (ToolFormat.HERMES, NESTED, 1),
     (ToolFormat.GLM45, "<tool_call>get weather</tool_call>", 1),
     (ToolFormat.GLM45, "<tool_call>search<arg_key>query</arg_key></tool_call>", 1),
     (ToolFormat.GLM45, GLM45[:-1], 1),
@@ -220,6 +221,9 @@ def test_one_call_only_leaves_the_others_as_text() -> None:
 )
 def test_reasoning_is_told_from_the_answer(text: str, inside: bool, expected: list[object]) -> None:
     assert shown(None, text, think=True, inside=inside) == expected
+    whole = parts_of(parser(None, think=True, inside=inside), [text])
+    for cut in range(len(text)):
+        assert parts_of(parser(None, think=True, inside=inside), [text[:cut], text[cut:]]) == whole
     assert shown(None, text) == [text]
 
 

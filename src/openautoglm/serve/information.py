@@ -13,11 +13,13 @@ from openautoglm.engine.client import EngineStatus
 from openautoglm.errors import EngineError, InvalidRequestError
 from openautoglm.serve.body import body_bytes, read_json
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.extension import Extension
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
 from openautoglm.serve.prompts import chat_prompt, check_token_ids, completion_prompts
 from openautoglm.serve.replies import ErrorReply, ReplyError, json_response
 from openautoglm.serve.schemas import DetokenizeBody, TokenizeBody
+from openautoglm.serve.tools import read_tools
 
 
 def check_model(context: ServeContext, model: str | None) -> str:
@@ -113,7 +115,12 @@ async def _tokenize(context: ServeContext, body: TokenizeBody) -> Response:
     if body.messages is not None:
         generates = body.add_generation_prompt is not False
         prompt = await chat_prompt(
-            context, body.messages, add_generation_prompt=generates, variables=body.chat_template_kwargs
+            context,
+            body.messages,
+            add_generation_prompt=generates,
+            variables=body.chat_template_kwargs,
+            # There is no place for notices in this answer.
+            tools=read_tools(body.tools or [], Extension(strict=True)),
         )
     else:
         special = body.add_special_tokens is not False

@@ -115,6 +115,7 @@ class TokenizeBody(Body):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], _StopAtFirst()] | None = None
     return_token_strs: bool | None = None
 
 

@@ -87,7 +87,7 @@ class Tooling:
 def tooling_of(context: ServeContext, body: ChatBody, extension: Extension) -> Tooling:
     """Read a request's tools and switches; raise `InvalidRequestError` naming what cannot be honoured."""
     choice = _choice(body.tool_choice)
-    tools = _tools(body.tools or [], extension) if choice != "none" else ()
+    tools = read_tools(body.tools or [], extension) if choice != "none" else ()
     wanted = choice.get("name") if isinstance(choice, Mapping) else None
     called = tuple(tool for tool in tools if wanted in (None, tool.name))
     required = choice == "required" or wanted is not None
@@ -136,7 +136,8 @@ def _choice(value: str | dict[str, Any] | None) -> str | Mapping[str, Any]:
     raise InvalidRequestError(f"tool_choice must be {_CHOICES}", param="tool_choice")
 
 
-def _tools(values: Sequence[Mapping[str, Any]], extension: Extension) -> tuple[Tool, ...]:
+def read_tools(values: Sequence[Mapping[str, Any]], extension: Extension) -> tuple[Tool, ...]:
+    """Return the functions among tools, telling of others; raise `InvalidRequestError` for what cannot be called."""
     if len(values) > MAX_TOOLS:
         raise InvalidRequestError(f"tools holds {len(values)} tools, at most {MAX_TOOLS}", param="tools")
     tools: dict[str, Tool] = {}
