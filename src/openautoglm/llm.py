@@ -31,6 +31,7 @@ from openautoglm.spec.goal import Goal
 from openautoglm.spec.goal_settings import GoalSettings, make_goal
 from openautoglm.spec.notices import Notice
 from openautoglm.spec.plan import Plan
+from openautoglm.spec.reuse import Speculation, parse_speculation
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 
@@ -82,13 +83,21 @@ class LLM:
 
     `cache` is the directory of packed weights of earlier loads, "off", or None for the user's default. `strict` raises
     `DowngradeError` where the load would do anything differently than asked; else `notices` tells. A thread looks at
-    memory, and the ladder acts between steps; see `memory`.
+    memory, and the ladder acts between steps; see `memory`. `speculation` drafts tokens from what a text has said
+    before: "auto" while it pays, "prompt-lookup" wherever it can, "off" never; answers are the same.
     """
 
     def __init__(
-        self, model: str, *, cache: str | None = None, strict: bool = False, **settings: Unpack[GoalSettings]
+        self,
+        model: str,
+        *,
+        cache: str | None = None,
+        strict: bool = False,
+        speculation: str = "auto",
+        **settings: Unpack[GoalSettings],
     ) -> None:
-        options = EngineOptions(model=model, goal=make_goal(settings), cache=cache, strict=strict)
+        mode = parse_speculation(speculation)
+        options = EngineOptions(model=model, goal=make_goal(settings), cache=cache, strict=strict, speculation=mode)
         self._start(*open_model(options))
 
     @classmethod
@@ -102,12 +111,13 @@ class LLM:
         chat: bool = False,
         cache: str | None = None,
         strict: bool = False,
+        speculation: Speculation = Speculation.AUTO,
     ) -> LLM:
         """Open a model for a goal; `on_plan` sees the plan before anything is loaded.
 
         With `chat`, a model without a chat template is refused before the load, which may take minutes.
         """
-        options = EngineOptions(model=model, goal=goal, cache=cache, strict=strict)
+        options = EngineOptions(model=model, goal=goal, cache=cache, strict=strict, speculation=speculation)
         llm = cls.__new__(cls)
         llm._start(*open_model(options, on_plan=on_plan, progress=progress, chat=chat))
         return llm

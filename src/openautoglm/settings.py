@@ -18,6 +18,7 @@ from openautoglm.log import LOG_FORMATS
 from openautoglm.spec.formats import KV_NUMBERS, WEIGHT_GROUPS, ActivationScale, AttentionArithmetic
 from openautoglm.spec.goal import Objective
 from openautoglm.spec.offload import OffloadMode, parse_placement
+from openautoglm.spec.reuse import Speculation
 from openautoglm.units import parse_bytes, parse_bytes_per_minute
 
 ENVIRONMENT_PREFIX = "OPENAUTOGLM_"
@@ -200,6 +201,19 @@ SETTINGS = (
     SettingSpec(name="otlp_endpoint", default=None, check=_text, help="OpenTelemetry collector that gets traces."),
     SettingSpec(name="trace_sample", default=None, check=_share, help="Share of requests that are traced."),
     SettingSpec(name="log_dir", default=None, check=_text, help="Directory of memory reports."),
+    SettingSpec(
+        name="speculation",
+        default=Speculation.AUTO.value,
+        check=_one_of(*(mode.value for mode in Speculation)),
+        help="When tokens are drafted from what a text has said before.",
+    ),
+    SettingSpec(
+        name="slow_start", default=10, check=_integer(0, 86400), help="Seconds in which a new server's weight rises."
+    ),
+    SettingSpec(
+        name="session_seconds", default=600, check=_integer(0, 1 << 30), help="How long a session's KV cache is kept."
+    ),
+    SettingSpec(name="session_bytes", default=None, check=_room, help="KV cache that all sessions may keep."),
     SettingSpec(name="host", default="127.0.0.1", check=_text, help="Address that the server listens on."),
     SettingSpec(name="port", default=8000, check=_integer(0, 65535), help="Port that the server listens on."),
     SettingSpec(name="api_key", default=None, check=_text, help="Key that clients must send.", secret=True),

@@ -65,7 +65,10 @@ class _Done:
 
 
 class HistoryExecutor:
-    """See the module. `fail` may raise for a batch; with `nan` the token NAN_TOKEN stands for a NaN row."""
+    """See the module. `fail` may raise for a batch; with `nan` the token NAN_TOKEN stands for a NaN row.
+
+    With `memory_tokens` a token depends on so many before it alone, so that texts come to repeat themselves.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,9 @@ class HistoryExecutor:
         max_step_rows: int = 16,
         nan: bool = False,
         fail: Callable[[StepBatch], None] | None = None,
+        memory_tokens: int | None = None,
     ) -> None:
+        self._memory_tokens = memory_tokens
         self._layout = ExecutorLayout(
             groups=(CacheGroup(layers=(0,), block_tokens=block_tokens, block_bytes=8 * block_tokens),),
             num_blocks=num_blocks,
@@ -129,21 +134,23 @@ class HistoryExecutor:
             for index in range(begin, end):
                 position = int(batch.positions[index])
                 self._slots[self._slot(table, position)] = (int(batch.tokens[index]), position)
-            if end - 1 not in wanted:
-                continue
-            s = wanted[end - 1]
-            assert sample is not None
-            history = self._history(table, int(batch.positions[end - 1]) + 1)
-            _check_history(sample, s, history)
-            token, logprob = next_token(
-                history, int(sample.seeds[s]), int(sample.choices[s]), int(sample.positions[s]),
-                float(sample.temperatures[s]), _banned(sample, s),
-            )  # fmt: skip
-            tokens[s, 0], logprobs[s] = token, logprob
-            top_tokens[s, : sample.num_logprobs[s]] = token
-            top_logprobs[s, : sample.num_logprobs[s]] = logprob
-            if self._nan and token == NAN_TOKEN:
-                counts[s] = 0
+            for index in range(begin, end):
+                if index not in wanted:
+                    continue
+                s = wanted[index]
+                assert sample is not None
+                history = self._history(table, int(batch.positions[index]) + 1)
+                _check_history(sample, s, history)
+                known = history if self._memory_tokens is None else history[-self._memory_tokens :]
+                token, logprob = next_token(
+                    known, int(sample.seeds[s]), int(sample.choices[s]), int(sample.positions[s]),
+                    float(sample.temperatures[s]), _banned(sample, s),
+                )  # fmt: skip
+                tokens[s, 0], logprobs[s] = token, logprob
+                top_tokens[s, : sample.num_logprobs[s]] = token
+                top_logprobs[s, : sample.num_logprobs[s]] = logprob
+                if self._nan and token == NAN_TOKEN:
+                    counts[s] = 0
         return _Done(
             StepResult(
                 tokens=tokens, num_tokens=counts, logprobs=logprobs, top_tokens=top_tokens, top_logprobs=top_logprobs

@@ -17,6 +17,7 @@ from openautoglm.engine.client import GenerationEvent, GenerationRequest
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.explain import HISTORY_BYTES
 from openautoglm.engine.process import EngineProcess
+from openautoglm.engine.sessions import SESSION_INDEX_BYTES
 from openautoglm.errors import OutOfMemoryError, UnsupportedModelError
 from openautoglm.progress import Progress
 from openautoglm.spec.formats import NumberFormat
@@ -219,7 +220,8 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
         "runtime": planned.runtime_bytes - 2 * 16 * 560,
         "block index": 2 * 16 * 560,
         "request history": HISTORY_BYTES,
-        "headroom": planned.headroom_bytes - HISTORY_BYTES,
+        "session index": SESSION_INDEX_BYTES,
+        "headroom": planned.headroom_bytes - HISTORY_BYTES - SESSION_INDEX_BYTES,
         "weights": planned.weight_bytes,
         "KV pool": planned.kv_bytes,
         "workspace": planned.workspace_bytes,
@@ -229,7 +231,8 @@ def test_the_ledger_holds_what_the_plan_said() -> None:
         "runtime": planned.runtime_bytes - 2 * 16 * 560,
         "block index": 2 * 16 * 560,
         "request history": HISTORY_BYTES,
-        "headroom": planned.headroom_bytes - HISTORY_BYTES,
+        "session index": SESSION_INDEX_BYTES,
+        "headroom": planned.headroom_bytes - HISTORY_BYTES - SESSION_INDEX_BYTES,
     }
 
 

@@ -156,7 +156,7 @@ def test_random_traffic_with_spilling_equals_isolated_runs(seed: int, tmp_path: 
     traffic.check()
     spill = engine.spill
     assert spill is not None
-    assert spill.num_spilled_blocks > 0
+    assert spill.num_spilled_blocks + spill.num_prefix_blocks > 0
     assert seed % 4 == 3 or spill.num_restored_blocks > 0
     assert not spill._wanted
-    assert (store.host_bytes, store.disk_bytes) == (0, 0)
+    assert not any(tier._slots.num_kept for tier in (host, disk) if tier is not None), "idle prefixes alone are left"

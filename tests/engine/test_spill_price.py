@@ -67,7 +67,7 @@ def _fill(spill: Spill, sequence: Sequence, choose: random.Random, count: int) -
     keys = [choose.randbytes(KEY_BYTES) for _ in range(count)]
     spill.want(sequence, keys)
     for number, key in enumerate(keys):
-        spill.evicted(number % 8, key)
+        spill.evicted(number % 8, key, used_again=True)
 
 
 @pytest.mark.parametrize("payload_bytes", [1 << 20])

@@ -141,7 +141,7 @@ def test_health_tells_liveness_from_readiness(tokenizer: Tokenizer) -> None:
     with live_server(tokenizer, stalled_seconds=0.2, status_seconds=0.2) as server:
         healthy = server.get("/health")
         assert healthy.status_code == 200
-        assert healthy.json() == {"status": "ok", "live": True, "ready": True, "draining": False}
+        assert healthy.json() == {"status": "ok", "live": True, "ready": True, "draining": False, "weight": 1.0}
         # It answers, but its loop does not turn.
         server.engine.hung = True
         server.get("/health")
@@ -153,7 +153,7 @@ def test_health_tells_liveness_from_readiness(tokenizer: Tokenizer) -> None:
         server.engine.deaf = True
         begin = time.monotonic()
         assert server.get("/health").json() == {
-            "status": "unavailable", "live": False, "ready": False, "draining": False,
+            "status": "unavailable", "live": False, "ready": False, "draining": False, "weight": 0.0,
         }  # fmt: skip
         assert time.monotonic() - begin < 2
         server.engine.deaf = False

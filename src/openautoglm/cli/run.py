@@ -11,9 +11,11 @@ from openautoglm.cli.goal_options import goal_options
 from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.receipt_option import receipt_option
+from openautoglm.cli.reuse_options import speculation_option
 from openautoglm.errors import ConfigError, InvalidRequestError
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.plan import Plan
+from openautoglm.spec.reuse import Speculation
 
 
 @click.command("run")
@@ -21,6 +23,7 @@ from openautoglm.spec.plan import Plan
 @click.argument("prompt", required=False)
 @goal_options
 @load_options
+@speculation_option
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
@@ -36,6 +39,7 @@ def run_command(
     goal: Goal,
     cache: str | None,
     strict: bool,
+    speculation: Speculation,
     system: str | None,
     raw: bool,
     max_tokens: int | None,
@@ -73,6 +77,7 @@ def run_command(
             chat=not raw,
             cache=cache,
             strict=strict,
+            speculation=speculation,
         ) as llm,
     ):
         progress.finish()

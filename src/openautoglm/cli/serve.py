@@ -15,9 +15,11 @@ from openautoglm.cli.load_options import load_options
 from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.privacy_options import privacy_options
 from openautoglm.cli.receipt_option import receipt_option
+from openautoglm.cli.reuse_options import reuse_options
 from openautoglm.cli.trace_options import trace_options
 from openautoglm.cli.watchdog_options import watchdog_options
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.reuse import ReuseOptions
 from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from openautoglm.serve.audit import AuditOptions
     from openautoglm.serve.privacy import PrivacyOptions
     from openautoglm.serve.trace_options import TraceOptions
+    from openautoglm.serve.web import Tls
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -54,6 +57,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @answer_options
 @receipt_option
+@reuse_options
 @watchdog_options
 @trace_options
 @click.option(
@@ -79,6 +83,7 @@ def serve_command(
     max_running: int | None,
     max_queued: int,
     receipt: Path | None,
+    reuse: ReuseOptions,
     watchdog: WatchdogOptions,
     answers: AnswerOptions,
     traces: TraceOptions | None,
@@ -93,10 +98,7 @@ def serve_command(
     from openautoglm.engine.options import EngineOptions
     from openautoglm.serve.main import serve
     from openautoglm.serve.options import ServeOptions
-    from openautoglm.serve.web import Tls
 
-    if tls_key is not None and tls_cert is None:
-        raise click.UsageError("--tls-key needs --tls-cert")
     options = ServeOptions(
         engine=EngineOptions(
             model=model,
@@ -106,6 +108,8 @@ def serve_command(
             server=True,
             cache=cache,
             strict=strict,
+            speculation=reuse.speculation,
+            sessions=reuse.sessions,
             watchdog=watchdog,
         ),
         host=host,
@@ -113,13 +117,21 @@ def serve_command(
         access=access,
         privacy=privacy,
         audit=audit,
-        tls=None if tls_cert is None else Tls(certificate=tls_cert, key=tls_key),
+        tls=_tls(tls_cert, tls_key),
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,
         answers=answers,
         traces=traces,
+        reuse=reuse,
     )
     with LoadProgress() as progress:
-        code = serve(options, progress=progress, on_loaded=progress.finish)
-    raise click.exceptions.Exit(code)
+        raise click.exceptions.Exit(serve(options, progress=progress, on_loaded=progress.finish))
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
+    from openautoglm.serve.web import Tls
+
+    if certificate is None and key is not None:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    return None if certificate is None else Tls(certificate=certificate, key=key)

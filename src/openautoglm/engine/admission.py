@@ -10,7 +10,7 @@ import numpy as np
 
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.output import ChoiceText
-from openautoglm.engine.prefix import root_key
+from openautoglm.engine.prefix import root_key, session_key
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
 from openautoglm.spec.sampling import SamplingParams
@@ -29,6 +29,7 @@ class AdmissionLimits:
     vocab_size: int
     eos_token_ids: frozenset[int]
     fingerprint: str
+    keeps_sessions: bool = False
 
 
 def make_request(
@@ -41,6 +42,8 @@ def make_request(
     """
     sampling = generation.sampling
     prompt = _check_prompt(generation.prompt_tokens, limits)
+    if generation.session_id is not None and not limits.keeps_sessions:
+        raise InvalidRequestError("session_id: no sessions are kept here, leave it out", param="session_id")
     max_new_tokens = _max_new_tokens(len(prompt), sampling, limits)
     # Nothing can follow the end of a text that matches its constraint.
     ignores = sampling.ignore_eos and sampling.constraint is None
@@ -49,6 +52,7 @@ def make_request(
     _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], limits)
     biases = dict(sampling.logit_bias)
     banned = dict.fromkeys(sorted(eos_tokens.union(sampling.stop_token_ids)), -math.inf)
+    root = root_key(limits.fingerprint, generation.namespace)
     request = Request(
         request_id=generation.request_id,
         prompt=prompt,
@@ -56,7 +60,7 @@ def make_request(
         seed=(secrets.randbits(64) if sampling.seed is None else sampling.seed) & SEED_MASK,
         priority=generation.priority,
         arrival=arrival,
-        root_key=root_key(limits.fingerprint, generation.namespace),
+        root_key=root,
         max_new_tokens=max_new_tokens,
         eos_tokens=eos_tokens,
         stop_tokens=frozenset(sampling.stop_token_ids),
@@ -64,6 +68,7 @@ def make_request(
         early_biases=tuple((biases | banned).items()),
         arrival_seconds=now_seconds,
         deadline_seconds=_check_deadline(generation.deadline_seconds),
+        session=None if generation.session_id is None else session_key(root, generation.session_id),
     )
     max_blocks = -(-(len(prompt) + max_new_tokens) // limits.block_tokens)
     request.sequences.extend(

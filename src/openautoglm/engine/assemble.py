@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from openautoglm.checkpoint.hub import parse_reference, resolve, resolve_config
 from openautoglm.checkpoint.index import Checkpoint
 from openautoglm.checkpoint.packed import OFF
@@ -22,15 +20,18 @@ from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.heartbeat import Heartbeat
 from openautoglm.engine.ladder import Ladder, LoadedBytes
 from openautoglm.engine.options import EngineOptions as EngineOptions  # the name by which callers know this module
+from openautoglm.engine.pinned import preload
 from openautoglm.engine.report_files import ReportFiles, report_directory
+from openautoglm.engine.sessions import SESSION_INDEX_BYTES
 from openautoglm.engine.spill_tiers import check_spill_directory, open_spill
+from openautoglm.engine.warmup import first_step, rehearse
 from openautoglm.engine.watch import EngineMemory
 from openautoglm.engine.weights_on_disk import disk_room, packed_cache, with_speed
-from openautoglm.errors import EngineError, ModelError, UnsupportedModelError
+from openautoglm.errors import ModelError, UnsupportedModelError
 from openautoglm.executor.load import load_model
 from openautoglm.executor.measured import measured_memory
 from openautoglm.executor.native import NativeExecutor
-from openautoglm.executor.protocol import Executor, SampleBatch, StepBatch
+from openautoglm.executor.protocol import Executor
 from openautoglm.families.generation import GenerationDefaults, read_generation_defaults
 from openautoglm.families.registry import describe, weight_map
 from openautoglm.memory.allocations import AllocationTrace
@@ -148,9 +149,10 @@ def open_engine(
     try:
         if heartbeat is not None:
             executor.set_heartbeat(heartbeat.counter)
-        warm_up(executor)
+        first_step(executor)
         store = open_spill(plan.spill, _block_bytes(executor), ledger, notices)
         engine = _new_engine(prepared, executor, tokenizer, defaults, store, ledger, index_charge)
+        _warm_up(prepared, engine, executor, tokenizer)
         measured = measured_memory(
             executor,
             runtime_bytes,
@@ -175,6 +177,13 @@ def open_engine(
         ledger=ledger,
         memory=_memory(prepared, engine, executor, ledger, tree, runtime_bytes),
     )
+
+
+def _warm_up(prepared: Prepared, engine: Engine, executor: NativeExecutor, tokenizer: Tokenizer) -> None:
+    if prepared.options.server:
+        context_tokens = prepared.plan.context_tokens
+        rehearse(executor, tokenizer, context_tokens=context_tokens, max_running=engine.max_running)
+    preload(executor, engine.pool, engine.scheduler.prefix, prepared.options.pinned_prompts, engine.limits)
 
 
 def _memory(
@@ -219,8 +228,9 @@ def _open_ledger(plan: Plan) -> tuple[Ledger, Reservation]:
     ledger.reserve("runtime", plan.breakdown.runtime_bytes - index_bytes)
     index_charge = ledger.reserve("block index", index_bytes)
     ledger.reserve("request history", HISTORY_BYTES)
-    # The history is a part of what requests take, and so of the headroom.
-    ledger.reserve("headroom", plan.breakdown.headroom_bytes - HISTORY_BYTES)
+    # History and sessions are a part of what requests take, and so of the headroom.
+    ledger.reserve("session index", SESSION_INDEX_BYTES)
+    ledger.reserve("headroom", plan.breakdown.headroom_bytes - HISTORY_BYTES - SESSION_INDEX_BYTES)
     return ledger, index_charge
 
 
@@ -261,6 +271,8 @@ def _new_engine(
         spill_store=spill_store,
         index_charge=index_charge,
         grammars=Grammars(compiler, ledger),
+        speculation=options.speculation,
+        sessions=options.sessions,
     )
 
 
@@ -309,40 +321,6 @@ def default_sampling(defaults: GenerationDefaults) -> SamplingParams:
             base.repetition_penalty if defaults.repetition_penalty is None else defaults.repetition_penalty
         ),
     )
-
-
-def warm_up(executor: Executor) -> None:
-    """Run one token through the model, so that a load that cannot step fails here and not in the first request.
-
-    Writes KV block 0, which holds nothing yet. Raises what the executor raises, and `EngineError` for NaN.
-    """
-    zero, none = np.zeros(1, dtype=np.int32), np.empty(0, dtype=np.int32)
-    one = np.ones(1, dtype=np.float32)
-    sample = SampleBatch(
-        token_indices=zero,
-        temperatures=one,
-        top_ks=zero,
-        top_ps=one,
-        min_ps=one * 0,
-        repetition_penalties=one,
-        frequency_penalties=one * 0,
-        presence_penalties=one * 0,
-        seeds=np.zeros(1, dtype=np.uint64),
-        choices=zero,
-        positions=zero,
-        num_logprobs=zero - 1,
-        history_offsets=np.zeros(2, dtype=np.int32),
-        history_tokens=none,
-        history_prompt_lengths=zero,
-        bias_offsets=np.zeros(2, dtype=np.int32),
-        bias_tokens=none,
-        bias_values=np.empty(0, dtype=np.float32),
-    )
-    tables = tuple(np.zeros((1, 1), dtype=np.int32) for _ in executor.layout().groups)
-    offsets = np.array([0, 1], dtype=np.int32)
-    batch = StepBatch(tokens=zero, positions=zero, row_offsets=offsets, block_tables=tables, sample=sample)
-    if executor.submit(batch).result().num_tokens[0] != 1:
-        raise EngineError("the model's first output is not a number (NaN): the checkpoint's weights are damaged")
 
 
 def _check_supported(model: str, unsupported: tuple[str, ...]) -> None:

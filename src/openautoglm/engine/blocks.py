@@ -7,6 +7,8 @@
 
     always: num_free + num_cached + num_live == num_blocks
 
+A pinned block is live for good: it holds a prefix that nothing evicts, and follows it when the pool shrinks.
+
 A cached block keeps its content until it is the least recently released one and the free list is empty. Between steps
 the pool may shrink and grow: blocks are numbered from 0, so that what lies beyond a smaller number can be given back.
 """
@@ -24,8 +26,9 @@ from openautoglm.memory.runtime import block_index_bytes
 class BlockPool:
     """Reference counts, free list and prefix content of `num_blocks` blocks of `block_tokens` tokens.
 
-    The free list is a stack: recently used memory is used again first. Cached blocks are evicted in the order in
-    which they were released. `charge` is what a ledger holds for this index itself. One thread only.
+    The free list is a stack: recently used memory is used again first. Cached blocks are evicted in the order in which
+    they were released, those of `retained` keys after all others. `charge` is what a ledger holds for this index
+    itself. One thread only.
     """
 
     def __init__(self, num_blocks: int, block_tokens: int, *, charge: Reservation | None = None) -> None:
@@ -40,7 +43,11 @@ class BlockPool:
         self._block_of_key: dict[bytes, int] = {}
         self._free = list(reversed(range(num_blocks)))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self.on_evict: Callable[[int, bytes], None] | None = None  # told of a cached block whose content is given up
+        self._kept: OrderedDict[int, None] = OrderedDict()  # cached too, of keys in `retained`
+        self.retained: set[bytes] = set()
+        self._pinned: list[int] = []
+        # Told of a cached block whose content is given up, and whether for another use (else the memory is to go).
+        self.on_evict: Callable[[int, bytes, bool], None] | None = None
 
     @property
     def num_free(self) -> int:
@@ -50,17 +57,36 @@ class BlockPool:
     @property
     def num_cached(self) -> int:
         """Blocks that nobody uses and that hold a prefix."""
-        return len(self._cached)
+        return len(self._cached) + len(self._kept)
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can give: free ones, and cached ones by eviction."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + len(self._cached) + len(self._kept)
 
     @property
     def num_live(self) -> int:
         """Blocks in use."""
         return self.num_blocks - self.num_available
+
+    @property
+    def num_pinned(self) -> int:
+        """Blocks of prefixes that stay; they count as live."""
+        return len(self._pinned)
+
+    @property
+    def num_usable(self) -> int:
+        """Blocks that sequences may come to have."""
+        return self.num_blocks - len(self._pinned)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks in use beside those of prefixes that stay."""
+        return self.num_live - len(self._pinned)
+
+    def pin(self, blocks: Iterable[int]) -> None:
+        """Keep live blocks and what they hold for good: the caller's reference becomes the pool's."""
+        self._pinned.extend(blocks)
 
     @property
     def index_bytes(self) -> int:
@@ -82,12 +108,12 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
+    def _evict(self, *, used_again: bool = True) -> int:
+        block, _ = (self._cached or self._kept).popitem(last=False)
         key = self._keys[block]
         if key is not None:
             if self.on_evict is not None:
-                self.on_evict(block, key)
+                self.on_evict(block, key, used_again)
             del self._block_of_key[key]
         self._keys[block] = None
         return block
@@ -96,7 +122,7 @@ class BlockPool:
         """Add a reference to live or cached blocks."""
         for block in blocks:
             if self._references[block] == 0:
-                del self._cached[block]
+                del (self._cached if block in self._cached else self._kept)[block]
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -108,10 +134,11 @@ class BlockPool:
             self._references[block] = references
             if references:
                 continue
-            if self._keys[block] is None:
+            key = self._keys[block]
+            if key is None:
                 self._free.append(block)
             else:
-                self._cached[block] = None
+                (self._kept if key in self.retained else self._cached)[block] = None
 
     def register(self, block: int, key: bytes) -> bool:
         """Make a live block's content findable; False when other block already holds the same content."""
@@ -121,18 +148,37 @@ class BlockPool:
         self._block_of_key[key] = block
         return True
 
+    def retain(self, keys: Iterable[bytes]) -> None:
+        """Evict the blocks of these keys after all others."""
+        for key in keys:
+            self.retained.add(key)
+            block = self._block_of_key.get(key)
+            if block in self._cached and block is not None:
+                del self._cached[block]
+                self._kept[block] = None
+
+    def let_go(self, keys: Iterable[bytes]) -> None:
+        """Retain these keys no longer: of the cached blocks theirs are evicted first."""
+        for key in keys:
+            self.retained.discard(key)
+            block = self._block_of_key.get(key)
+            if block in self._kept and block is not None:
+                del self._kept[block]
+                self._cached[block] = None
+                self._cached.move_to_end(block, last=False)
+
     def lookup(self, key: bytes) -> int | None:
         """Return the block that holds `key`'s content, live or cached, without taking it."""
         return self._block_of_key.get(key)
 
     def is_cached(self, block: int) -> bool:
         """Whether the block is unused and holds a prefix (taking it makes one fewer available)."""
-        return block in self._cached
+        return block in self._cached or block in self._kept
 
     def drop_cached(self, count: int | None = None) -> int:
         """Forget up to `count` cached blocks (all by default), the oldest first; return how many became free."""
-        num_dropped = len(self._cached) if count is None else min(count, len(self._cached))
-        self._free.extend(self._evict() for _ in range(num_dropped))
+        num_dropped = self.num_cached if count is None else min(count, self.num_cached)
+        self._free.extend(self._evict(used_again=False) for _ in range(num_dropped))
         return num_dropped
 
     def shrink(self, num_blocks: int) -> list[tuple[int, int]]:
@@ -147,7 +193,7 @@ class BlockPool:
             )
         self.drop_cached(max(0, self.num_live + self.num_cached - num_blocks))
         free = [block for block in self._free if block < num_blocks]
-        kept = (b for b in range(num_blocks, self.num_blocks) if self._references[b] or b in self._cached)
+        kept = (b for b in range(num_blocks, self.num_blocks) if self._references[b] or self.is_cached(b))
         moves = [(block, free.pop()) for block in kept]
         for old, new in moves:
             self._references[new] = self._references[old]
@@ -156,6 +202,8 @@ class BlockPool:
                 self._block_of_key[key] = new
         new_places = dict(moves)
         self._cached = OrderedDict((new_places.get(block, block), None) for block in self._cached)
+        self._kept = OrderedDict((new_places.get(block, block), None) for block in self._kept)
+        self._pinned = [new_places.get(block, block) for block in self._pinned]
         self._free = free
         del self._references[num_blocks:], self._keys[num_blocks:]
         self.num_blocks = num_blocks
@@ -180,9 +228,9 @@ class BlockPool:
 
     def integrity_check(self, holders: Iterable[Sequence[int]]) -> None:
         """Compare every count with the tables of all `holders`; raise `EngineError` naming what differs."""
-        expected = Counter(block for table in holders for block in table)
+        expected = Counter(block for table in (*holders, self._pinned) for block in table)
         wrong = [b for b in range(self.num_blocks) if self._references[b] != expected[b]]
-        free, cached = set(self._free), set(self._cached)
+        free, cached = set(self._free), set(self._cached) | set(self._kept)
         live = {block for block, references in enumerate(self._references) if references}
         keyed = {block: key for block, key in enumerate(self._keys) if key is not None}
         problems = {
@@ -191,6 +239,10 @@ class BlockPool:
             "free, cached and live blocks overlap": free & cached or free & live or cached & live,
             "free, cached and live blocks are not the whole pool": (
                 len(free) + len(cached) + len(live) != self.num_blocks
+            ),
+            "a block is kept that is not retained, or the other way round": (
+                any(keyed.get(b) not in self.retained for b in self._kept)
+                or any(keyed.get(b) in self.retained for b in self._cached)
             ),
             "a cached block has no key": cached - keyed.keys(),
             "a free block has a key": free & keyed.keys(),

@@ -19,9 +19,10 @@ from openautoglm.spec.sampling import SamplingParams
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request: a tokenised prompt and how to continue it.
 
-    A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix
-    caches of tenants. Counted from its arrival, a request that has not ended after `deadline_seconds` is of no use any
-    more: it ends with an error of the kind "DeadlineError".
+    A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix caches
+    of tenants. The KV cache of a `session_id` of a namespace is kept after the answer. Counted from its arrival, a
+    request that has not ended after `deadline_seconds` is of no use any more: it ends with an error of the kind
+    "DeadlineError".
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     namespace: str = ""
     deadline_seconds: float | None = None
+    session_id: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +91,8 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
 class SpillStatus(msgspec.Struct, frozen=True, kw_only=True):
     """KV blocks outside the pool: how many left it, came back, were lost (no tier had room) or damaged.
 
-    `memory_bytes` and `disk_bytes` are taken now. `num_errors` of the disk were met; the first turns writing off.
+    `memory_bytes` and `disk_bytes` are taken now. `prefix_blocks` of idle prefixes and sessions left the pool, of which
+    `prefix_hits` came back. `num_errors` of the disk were met; the first turns writing off.
     """
 
     spilled_blocks: int
@@ -99,6 +102,28 @@ class SpillStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     disk_bytes: int
     num_errors: int
+    prefix_blocks: int = 0
+    prefix_hits: int = 0
+
+
+class SpeculationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that were drafted from what a text had said before: how often, how many, and how many were right."""
+
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+
+
+class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions that are kept, blocks that they hold, how many requests went on with one, and how many sessions expired,
+    for their time or for lack of space.
+    """
+
+    sessions: int
+    blocks: int
+    resumed: int
+    expired_time: int
+    expired_space: int
 
 
 class ConstraintStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +150,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     `num_running` and `num_waiting` count choices. `num_free_blocks` hold nothing, `num_cached_blocks` an idle prefix;
     both can be allocated, the rest is in use. Prefix tokens are counted once a request, `prompt_tokens` on admission.
     `num_preemptions` counts choices that were set back, `num_spills` those of them whose blocks were kept, and
-    `recomputed_tokens` what had to be computed again; `spill` is None without a tier. `num_refused` requests found no
+    `recomputed_tokens` what had to be computed again; `spill` is None without a tier, `speculation` where nothing is
+    drafted. `num_refused` requests found no
     room, `num_missed_deadlines` had not ended in time. `rung` is the number of the ladder's rung (0: none),
     `rung_transitions` how often each was entered; `budget_bytes` bounds the process tree, which takes `tree_bytes`; all
     of these are 0 for an engine without a ladder. `memory_reports` counts the reports of the engine's watchdog by
@@ -162,6 +188,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_tokens: int = 0
     spill: SpillStatus | None = None
     constraints: ConstraintStatus | None = None
+    speculation: SpeculationStatus | None = None
+    sessions: SessionStatus | None = None
 
 
 class EngineClient(Protocol):

@@ -16,11 +16,13 @@ from openautoglm.engine.failures import without_token
 from openautoglm.engine.gate import DeadlineGate
 from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.intake import Intake
-from openautoglm.engine.logprobs import Logprobs, token_logprobs
+from openautoglm.engine.logprobs import Logprobs
 from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
 from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.engine.sessions import Sessions
+from openautoglm.engine.speculation import PromptLookup
 from openautoglm.engine.spill import Spill
 from openautoglm.engine.timeline import Phase
 from openautoglm.errors import (
@@ -36,6 +38,7 @@ from openautoglm.executor.protocol import Executor, StepResult
 from openautoglm.log import get_logger
 from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.memory.spill_store import SpillStore
+from openautoglm.spec.reuse import NO_SESSIONS, SessionLimits, Speculation
 from openautoglm.text.detokenize import TokenSource
 
 _log = get_logger(__name__)
@@ -66,6 +69,8 @@ class Engine:
         spill_store: SpillStore | None = None,
         index_charge: Reservation | None = None,
         grammars: Grammars | None = None,
+        speculation: Speculation = Speculation.OFF,
+        sessions: SessionLimits = NO_SESSIONS,
     ) -> None:
         layout = executor.layout()
         block_tokens = {group.block_tokens for group in layout.groups}
@@ -83,17 +88,16 @@ class Engine:
             vocab_size=layout.vocab_size,
             eos_token_ids=frozenset(eos_token_ids),
             fingerprint=executor.determinism(),
+            keeps_sessions=sessions.seconds > 0,
         )
-        self._most_step_tokens = layout.max_step_tokens
+        self._most_step_tokens = most_tokens = layout.max_step_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
         self.spill = None if spill_store is None else Spill(spill_store, executor)
         self._scheduler = Scheduler(
-            self._pool,
-            max_step_tokens=layout.max_step_tokens,
-            max_running=self.max_running,
-            clock=clock,
-            spill=self.spill,
+            self._pool, max_step_tokens=most_tokens, max_running=self.max_running, clock=clock, spill=self.spill
         )
+        self.lookup = PromptLookup(self._scheduler, speculation)
+        self.sessions = Sessions(self._scheduler, self.spill, layout, sessions, clock=clock)
         self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
         self._intake = Intake(
             self.limits,
@@ -107,9 +111,8 @@ class Engine:
         self.grammars = grammars or Grammars(None, Ledger(0, domain="grammars"), clock=clock)
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
-        self.history = RequestHistory()
         self._num_steps = self._generated_tokens = self._num_missed_deadlines = 0
-        self._step_seconds = 0.0
+        self.history, self._step_seconds = RequestHistory(), 0.0
 
     @property
     def pool(self) -> BlockPool:
@@ -159,7 +162,8 @@ class Engine:
         if generation.request_id in self._requests:
             raise InvalidRequestError(f"request id {generation.request_id!r} is in use: choose another")
         self.grammars.check_room(constraint := generation.sampling.constraint)
-        request = self._intake.take(generation, num_requests=len(self._requests), num_blocks=self._pool.num_blocks)
+        request = self._intake.take(generation, num_requests=len(self._requests), num_blocks=self._pool.num_usable)
+        self.sessions.begin(request)
         self._requests[request.request_id] = request
         self._gate.add(request)
         (self._scheduler.add if constraint is None else self.grammars.want)(request)
@@ -182,9 +186,11 @@ class Engine:
         schedule = self._scheduler.schedule()
         if schedule.rows:
             schedule.stamp(begin_seconds)
+            schedule = self.lookup.extend(schedule)
             self._compute(schedule)
             self._num_steps += 1
             step_seconds = self._clock() - begin_seconds
+            self.lookup.observe(schedule, step_seconds)
             self._step_seconds += step_seconds
             self._gate.costs.add(schedule.num_tokens - len(schedule.rows), len(schedule.rows), step_seconds)
         events, self._events = self._events, []
@@ -240,19 +246,11 @@ class Engine:
         self._end_request(request, "error", "the engine could not compute this request")
 
     def _commit_tokens(self, schedule: Schedule, result: StepResult) -> None:
-        tokens, counts, logprobs = result.tokens.tolist(), result.num_tokens.tolist(), result.logprobs.tolist()
-        index = 0
-        for row in schedule.rows:
-            sequence = row.sequence
-            if not row.samples:
-                continue
-            if sequence.state is not SequenceState.FINISHED:
-                if counts[index]:
-                    for token in tokens[index][: counts[index]]:
-                        self._accept(sequence, token, token_logprobs(sequence, token, index, logprobs[index], result))
-                else:
-                    self._fail(sequence.request, without_token(sequence.request))
-            index += 1
+        for sequence, token, logprobs in self.lookup.drawn(schedule, result):
+            if token is None:
+                self._fail(sequence.request, without_token(sequence.request))
+            else:
+                self._accept(sequence, token, logprobs)
 
     def _accept(self, sequence: Sequence, token: int, logprobs: Logprobs) -> None:
         """Append a generated token, decide whether the choice ends with it, and report it."""
@@ -301,7 +299,7 @@ class Engine:
         """End a choice; return the record of its request if that has ended with it and the ladder had touched it."""
         if sequence.state is SequenceState.COMPILING:
             sequence.state = SequenceState.FINISHED
-        self._scheduler.remove(sequence)
+        self.sessions.end(sequence, finish_reason)
         request, now = sequence.request, self._clock()
         sequence.finish_reason = finish_reason
         sequence.timeline.enter(Phase.ENDED, now)
@@ -326,7 +324,7 @@ class Engine:
     @property
     def least_blocks(self) -> int:
         """The fewest blocks that the pool can have now: what one unfinished request may come to need for a choice."""
-        return max((request.max_blocks for request in self._requests.values()), default=1)
+        return self._pool.num_pinned + max((request.max_blocks for request in self._requests.values()), default=1)
 
     def resize_pool(self, target_blocks: int) -> PoolResize:
         """Make the KV pool `target_blocks` large, or as near as possible, between two steps; no output changes by it.
@@ -383,6 +381,8 @@ class Engine:
             recomputed_tokens=scheduler.num_recomputed_tokens,
             spill=None if self.spill is None else self.spill.status(),
             constraints=self.grammars.status(),
+            speculation=self.lookup.status(),
+            sessions=self.sessions.status(),
         )
 
     def integrity_check(self) -> None:

@@ -182,8 +182,8 @@ class Ladder:
             new - old for new, old in zip(self._counts(), self._counted, strict=True)
         )
         blocks = block_level(
-            num_live=self._engine.pool.num_live,
-            num_blocks=self._engine.pool.num_blocks,
+            num_live=self._engine.pool.num_used,
+            num_blocks=self._engine.pool.num_usable,
             num_spilled=num_spilled,
             num_preempted=num_preempted,
             num_refused=num_refused,
@@ -218,7 +218,7 @@ class Ladder:
         tight = needed_bytes > 0
         match rung:
             case Rung.DROP_PREFIX:
-                return self._compact(needed_bytes) if tight else 0
+                return self._drop_prefixes(needed_bytes) if tight else 0
             case Rung.SMALLER_CHUNK:
                 return self._engine.limit_step_tokens(self._step_tokens // CHUNK_DIVISOR)
             case Rung.STOP_ADMISSION:
@@ -266,6 +266,12 @@ class Ladder:
         # Blocks that somebody waits for may have gone from the pool to host memory: that gave nothing back.
         return given + min(0, spilled_bytes - self._spilled_bytes())
 
+    def _drop_prefixes(self, needed_bytes: int) -> int:
+        """Forget idle prefixes in host memory, then those in the pool as far as needed; return the bytes given back."""
+        spill = self._engine.spill
+        given = 0 if spill is None else spill.store.drop_idle()
+        return given + (self._compact(needed_bytes - given) if given < needed_bytes else 0)
+
     def _spilled_bytes(self) -> int:
         spill = self._engine.spill
         return 0 if spill is None else spill.store.host_bytes
@@ -290,7 +296,7 @@ class Ladder:
     def _pause_admission(self, pressure: Pressure) -> None:
         """Let nobody start below the rung, while what brought it on lasts: a pool that has room again is used."""
         scheduler, levels = self._engine.scheduler, self._state.levels[Rung.STOP_ADMISSION]
-        share = self._engine.pool.num_live / self._engine.pool.num_blocks
+        share = self._engine.pool.num_used / max(1, self._engine.pool.num_usable)
         held = pressure.bytes > levels.leave.bytes or share > levels.leave.blocks
         admits = self.rung < Rung.STOP_ADMISSION or not held
         if admits and not scheduler.admits:

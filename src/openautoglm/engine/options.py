@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from openautoglm.spec.goal import Goal
+from openautoglm.spec.reuse import NO_SESSIONS, SessionLimits, Speculation
 from openautoglm.spec.watchdog import WatchdogOptions
 
 
@@ -16,7 +17,9 @@ class EngineOptions:
     requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's. `cache` is the
     directory of packed weights of earlier loads, "off", or None for the user's default. `strict` makes every fallback
     and downgrade an error. `watchdog` says which growth of memory is reported by itself: none in a library, whose
-    process is the caller's.
+    process is the caller's. `pinned_prompts` are the tokens of prompts that stay in the prefix cache, for every tenant;
+    `goal.pinned_blocks` is their price. `speculation` says when tokens are drafted from what a text has said before,
+    `sessions` what is kept of conversations between requests.
     """
 
     model: str
@@ -26,4 +29,7 @@ class EngineOptions:
     server: bool = False
     cache: str | None = None
     strict: bool = False
+    speculation: Speculation = Speculation.AUTO
+    sessions: SessionLimits = NO_SESSIONS
+    pinned_prompts: tuple[tuple[int, ...], ...] = ()
     watchdog: WatchdogOptions = field(default_factory=lambda: WatchdogOptions(enabled=False))

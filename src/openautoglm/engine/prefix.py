@@ -4,12 +4,18 @@ A block's key is a hash over the keys before it and its own tokens, so that equa
 
     root = H(fingerprint, namespace)     key[i] = H(key[i-1], tokens[16i : 16i+16])
 
-The fingerprint covers everything that could change the stored numbers; namespaces keep tenants apart.
+The fingerprint covers everything that could change the stored numbers; namespaces keep tenants apart. Prompts that
+the operator pins live under a root of their own, which everybody may read: it comes of a secret of this process, so
+that no request has it as its own and writes there.
 """
 
 from __future__ import annotations
 
+import secrets
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.request import Sequence
@@ -26,6 +32,11 @@ def root_key(fingerprint: str, namespace: str) -> bytes:
     return hasher.digest()
 
 
+def session_key(root: bytes, session_id: str) -> bytes:
+    """Return what names a session of the tenant whose prefixes grow from `root`."""
+    return blake2b(session_id.encode("utf-8", "surrogatepass"), key=root, digest_size=KEY_BYTES).digest()
+
+
 def block_key(parent: bytes, tokens: bytes) -> bytes:
     """Return the key of a block that follows `parent`; `tokens` are the bytes of its int32 ids."""
     return blake2b(parent + tokens, digest_size=KEY_BYTES).digest()
@@ -36,6 +47,15 @@ class PrefixCache:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
+        self.public_root = root_key("public", secrets.token_hex(32))
+        self.num_public_blocks = 0  # of the longest prompt under it
+
+    def public_keys(self, tokens: NDArray[np.int32]) -> list[bytes]:
+        """Return the keys of the whole blocks of a prompt that everybody may read."""
+        keys, data, size = [self.public_root], tokens.tobytes(), self._pool.block_tokens * tokens.itemsize
+        for offset in range(0, len(data) // size * size, size):
+            keys.append(block_key(keys[-1], data[offset : offset + size]))
+        return keys[1:]
 
     def match(self, sequence: Sequence) -> list[int]:
         """Return the blocks that already hold the sequence's beginning, without taking them.
@@ -44,8 +64,21 @@ class PrefixCache:
         """
         limit = (sequence.num_tokens - 1) // self._pool.block_tokens
         self._extend_keys(sequence, limit)
+        public = self._match_public(sequence, limit)
         blocks: list[int] = []
-        for key in sequence.keys[1 : limit + 1]:
+        for index, key in enumerate(sequence.keys[1 : limit + 1]):
+            block = public[index] if index < len(public) else self._pool.lookup(key)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _match_public(self, sequence: Sequence, limit: int) -> list[int]:
+        """Return the blocks of the sequence's beginning that everybody may read."""
+        blocks: list[int] = []
+        size, key = self._pool.block_tokens, self.public_root
+        for index in range(min(limit, self.num_public_blocks)):
+            key = block_key(key, sequence.tokens(index * size, (index + 1) * size).tobytes())
             block = self._pool.lookup(key)
             if block is None:
                 break

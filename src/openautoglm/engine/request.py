@@ -19,6 +19,7 @@ from openautoglm.text.grammar import Grammar
 SPARE_TOKENS = 256
 # The place of a request without a deadline, and of one whose deadline is later: nobody waits for ever.
 PATIENCE_SECONDS = 60.0
+FIRST_DRAFT_TOKENS = 4
 
 
 class SequenceState(Enum):
@@ -37,12 +38,13 @@ class SequenceState(Enum):
 class Request:
     """One request while it lives; `sequences` holds its n choices.
 
-    `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added
-    to the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
+    `eos_tokens` end a choice (empty when EOS is ignored), as do the request's own `stop_tokens`. `biases` are added to
+    the logits of the given tokens; `early_biases` also ban the tokens that must not come before `min_tokens`.
     `num_cached_tokens` is the part of the prompt found in the cache on first admission. What happened to its choices
     when they were set back: blocks that were spilled and that came back, tokens that had to be computed again. Times
     are the engine's clock; `constraint_seconds` is how long it waited for its grammar, `mask_seconds` what following it
-    took so far. `rungs` holds the rungs of the ladder that touched the request, a bit each.
+    took so far. `session` names what keeps its KV cache afterwards. `rungs` holds the rungs of the ladder that touched
+    the request, a bit each.
     """
 
     request_id: str
@@ -69,6 +71,7 @@ class Request:
     first_token_seconds: float | None = None
     end_seconds: float | None = None
     deadline_seconds: float | None = None
+    session: bytes | None = None
     rungs: int = 0
     error: str | None = None
 
@@ -126,7 +129,8 @@ class Sequence:
         blocks   | 16 | 16 | 16 | 16 |                    block i holds positions 16i to 16i+15
 
     After preemption `num_computed` is 0 and the generated tokens are computed again like a prompt, unless their blocks
-    come back: `num_lost_tokens` had been computed, `spill_keys` name the blocks that hold them (see spill.py).
+    come back: `num_lost_tokens` had been computed, `spill_keys` name the blocks that hold them (see spill.py). At most
+    `draft_tokens` are drafted at once, none before there are `draft_from` (see speculation.py).
     """
 
     __slots__ = (
@@ -134,6 +138,8 @@ class Sequence:
         "block_table",
         "blocks",
         "choice",
+        "draft_from",
+        "draft_tokens",
         "finish_reason",
         "grammar",
         "keys",
@@ -144,6 +150,7 @@ class Sequence:
         "num_tokens",
         "order",
         "request",
+        "rest_tokens",
         "spill_keys",
         "state",
         "text",
@@ -166,6 +173,8 @@ class Sequence:
         self.num_admissions = 0
         self.num_lost_tokens = 0
         self.spill_keys: list[bytes] = []
+        self.draft_tokens = FIRST_DRAFT_TOKENS
+        self.draft_from = self.rest_tokens = 0
         self.text = text
         self.grammar: Grammar | None = None
         self.finish_reason: str | None = None

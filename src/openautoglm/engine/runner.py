@@ -140,6 +140,7 @@ class EngineRunner:
     def _turn(self) -> None:
         engine = self._engine
         self._beat()
+        engine.sessions.expire()
         self._run_calls(wait=not engine.has_work)
         if engine.has_work:
             self._worked = True

@@ -52,11 +52,20 @@ Gate = Callable[[Sequence], Verdict]
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRow:
-    """Tokens [begin, end) of a sequence, computed in this step; `samples`: its next token is drawn."""
+    """Tokens [begin, end) of a sequence, computed in this step; `samples`: its next token is drawn.
+
+    `draft` are tokens that may come next, computed behind them; what is drawn at each of them says if it was right.
+    """
 
     sequence: Sequence
     begin: int
     end: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes for it."""
+        return self.end - self.begin + len(self.draft)
 
     @property
     def samples(self) -> bool:
@@ -76,7 +85,7 @@ class Schedule:
         parts: dict[str, list[ScheduledRow]] = {}
         for row in self.rows:
             parts.setdefault(row.sequence.request.request_id, []).append(row)
-        return [Schedule(rows, sum(row.end - row.begin for row in rows)) for rows in parts.values()]
+        return [Schedule(rows, sum(row.num_tokens for row in rows)) for rows in parts.values()]
 
     def stamp(self, now_seconds: float) -> None:
         """Note the time for requests that start with this step."""
@@ -107,6 +116,7 @@ class Scheduler:
         self._spill = spill
         if spill is not None:
             pool.on_evict = spill.evicted
+            spill.retained = pool.retained
         self._max_step_tokens = max_step_tokens
         self._max_running = min(max_running, max_step_tokens)
         self._step_tokens = max_step_tokens
@@ -123,6 +133,11 @@ class Scheduler:
         self.num_recomputed_tokens = 0
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
+
+    @property
+    def prefix(self) -> PrefixCache:
+        """What finds blocks by their content."""
+        return self._prefix
 
     @property
     def has_work(self) -> bool:
@@ -243,6 +258,11 @@ class Scheduler:
         """The most tokens of a step; a step that followed a lack of memory has fewer."""
         return self._max_step_tokens
 
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens of the next step."""
+        return self._step_tokens
+
     def limit_step_tokens(self, num_tokens: int) -> None:
         """Change the most tokens of a step, to no less than there may be running sequences."""
         self._max_step_tokens = num_tokens
@@ -309,11 +329,11 @@ class Scheduler:
         Blocks that several share are theirs in equal parts.
         """
         needs = [(len(one.blocks), self._expected_growth(one, len(one.blocks))) for one in self.running]
-        shared = self.pool.num_live / max(1, sum(now for now, _ in needs))
+        shared = self.pool.num_used / max(1, sum(now for now, _ in needs))
         scaled = [(int(now * shared), growth) for now, growth in needs]
         num_blocks = -(-candidate.num_tokens // self.pool.block_tokens)
         scaled.append((num_taken, self._expected_growth(candidate, num_blocks)))
-        return peak_blocks(scaled) <= self.pool.num_blocks
+        return peak_blocks(scaled) <= self.pool.num_usable
 
     def _expected_growth(self, sequence: Sequence, num_blocks: int) -> int:
         request = sequence.request
@@ -323,8 +343,11 @@ class Scheduler:
         return max(0, -(-(request.num_prompt_tokens + expected) // self.pool.block_tokens) - num_blocks)
 
     def _make_up(self, sequence: Sequence, *, num_matched: int) -> None:
-        """Bring back what a sequence that was set back had computed, and count what must be computed again."""
+        """Bring back what a sequence that was set back had computed, or a prefix that was spilled; count the rest."""
         if not sequence.num_lost_tokens:
+            if self._spill is not None:
+                end = (sequence.num_tokens - 1) // self.pool.block_tokens
+                sequence.num_computed = self._spill.fetch(sequence, first=num_matched, end=end) * self.pool.block_tokens
             return
         if self._spill is not None:
             num_whole = self._spill.restore(sequence, self.pool, first=num_matched)

@@ -2,6 +2,8 @@
 
 put ──> host ──oldest, when full──> disk ──oldest, when full──> lost        a tier that is not there is passed by
 get <───┴───────────────────────────┘      None: lost or damaged, and the caller computes it again
+
+Idle pieces are kept where there is room beside the others, whose place they never take, and leave before them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ class SpillStore:
         return 0 if self._host is None else self._host.used_bytes
 
     @property
+    def num_slots(self) -> int:
+        """Pieces that all tiers can hold."""
+        return sum(tier.num_slots for tier in (self._host, self._disk) if tier is not None)
+
+    @property
     def host_capacity_bytes(self) -> int:
         """Bytes that pieces may take in host memory."""
         return 0 if self._host is None else self._host.capacity_bytes
@@ -59,15 +66,31 @@ class SpillStore:
         """Whether a piece is here."""
         return key in self._checksums
 
-    def put(self, key: bytes, data: bytes) -> bool:
-        """Keep a piece, at the price of the oldest ones; False where no tier can take it. An old one is replaced."""
+    @property
+    def has_idle_room(self) -> bool:
+        """Whether an idle piece can find a place."""
+        host = self._host if self._host_open else None
+        disk = self._disk if self._writable else None
+        return (host is not None and not host.all_kept) or (disk is not None and not disk.all_kept)
+
+    def put(self, key: bytes, data: bytes, *, idle: bool = False) -> bool:
+        """Keep a piece, at the price of the oldest ones (an `idle` one: of idle ones); False where no tier can take it.
+
+        An old one is replaced.
+        """
         self.drop(key)
-        kept = self._put_host(key, data) or self._put_disk(key, data)
+        kept = self._put_host(key, data, idle) or self._put_disk(key, data, idle)
         if kept:
             self._checksums[key] = zlib.crc32(data)
         else:
-            self.num_lost += 1
+            self.num_lost += not idle
         return kept
+
+    def keep(self, key: bytes) -> None:
+        """A piece is idle no longer; nothing happens where it is not here, or was not idle."""
+        for tier in (self._host, self._disk):
+            if tier is not None:
+                tier.keep(key)
 
     def get(self, key: bytes) -> bytes | None:
         """Return a piece as it was put, byte for byte, or None: it is not here, or was damaged and is dropped."""
@@ -89,14 +112,21 @@ class SpillStore:
         elif self._disk is not None:
             self._disk.drop(key)
 
+    def drop_idle(self) -> int:
+        """Forget the idle pieces in host memory; return the bytes given back."""
+        num_bytes = self.host_bytes
+        while self._host is not None and (oldest := self._host.oldest(idle_only=True)) is not None:
+            self.drop(oldest)
+        return num_bytes - self.host_bytes
+
     def leave_host(self) -> int:
         """Take no host memory from now on; what is there goes to disk, or is lost. Return the bytes given back."""
         self._host_open = False
         host, num_bytes = self._host, self.host_bytes
         while host is not None and (oldest := host.oldest()) is not None:
-            data = host.get(oldest)
+            data, idle = host.get(oldest), host.is_idle(oldest)
             host.drop(oldest)
-            self._to_disk(oldest, data)
+            self._to_disk(oldest, data, idle)
         return num_bytes
 
     def use_host(self) -> None:
@@ -112,34 +142,36 @@ class SpillStore:
         self._host = self._disk = None
         self._writable = False
 
-    def _put_host(self, key: bytes, data: bytes) -> bool:
+    def _put_host(self, key: bytes, data: bytes, idle: bool) -> bool:
         host = self._host if self._host_open else None
         while host is not None:
-            if host.put(key, data):
+            if host.put(key, data, idle=idle):
                 return True
-            oldest = host.oldest()
+            oldest = host.oldest(idle_only=idle)
             if oldest is None:
                 return False
-            old_data = host.get(oldest)
+            old_data, was_idle = host.get(oldest), host.is_idle(oldest)
             host.drop(oldest)
-            self._to_disk(oldest, old_data)
+            self._to_disk(oldest, old_data, was_idle)
         return False
 
-    def _to_disk(self, key: bytes, data: bytes) -> None:
+    def _to_disk(self, key: bytes, data: bytes, idle: bool) -> None:
         """Keep a piece that has left host memory on disk, or lose it."""
-        if not self._put_disk(key, data):
+        if not self._put_disk(key, data, idle):
             del self._checksums[key]
-            self.num_lost += 1
+            self.num_lost += not idle
 
-    def _put_disk(self, key: bytes, data: bytes) -> bool:
+    def _put_disk(self, key: bytes, data: bytes, idle: bool) -> bool:
         if self._disk is None or not self._writable:
             return False
-        oldest = self._disk.oldest() if self._disk.full else None
-        if oldest is not None:
+        if self._disk.full:
+            oldest = self._disk.oldest(idle_only=idle)
+            if oldest is None:
+                return False
+            self.num_lost += not self._disk.is_idle(oldest)
             self.drop(oldest)
-            self.num_lost += 1
         try:
-            self._disk.put(key, data)
+            self._disk.put(key, data, idle=idle)
         except OSError as error:
             self._turn_off(f"writing {len(data)} bytes failed: {error}")
             return False

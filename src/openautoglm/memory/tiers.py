@@ -17,44 +17,59 @@ HOST_TIER_NAME = "KV spill"
 
 
 class _Slots:
-    """Which slot holds which key, oldest first; the slot freed last is used next."""
+    """Which slot holds which key, idle ones apart, oldest first; the slot freed last is used next."""
 
     def __init__(self, num_slots: int) -> None:
-        self._slot_of: OrderedDict[bytes, int] = OrderedDict()
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+        self._idle: OrderedDict[bytes, int] = OrderedDict()
         self._free: list[int] = []
         self._num_used = 0
         self._num_slots = num_slots
 
     def __len__(self) -> int:
-        return len(self._slot_of)
+        return len(self._kept) + len(self._idle)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._slot_of
+        return key in self._kept or key in self._idle
 
     @property
     def full(self) -> bool:
-        return len(self._slot_of) >= self._num_slots
+        return len(self) >= self._num_slots
 
-    def take(self, key: bytes) -> int:
+    @property
+    def num_kept(self) -> int:
+        return len(self._kept)
+
+    def is_idle(self, key: bytes) -> bool:
+        return key in self._idle
+
+    def keep(self, key: bytes) -> None:
+        """Make an idle key one that is kept, the newest."""
+        if key in self._idle:
+            self._kept[key] = self._idle.pop(key)
+
+    def take(self, key: bytes, *, idle: bool) -> int:
         """Return a free slot, now `key`'s; there must be one."""
         if self._free:
             slot = self._free.pop()
         else:
             slot = self._num_used
             self._num_used += 1
-        self._slot_of[key] = slot
+        (self._idle if idle else self._kept)[key] = slot
         return slot
 
     def find(self, key: bytes) -> int:
-        return self._slot_of[key]
+        return self._idle[key] if key in self._idle else self._kept[key]
 
     def drop(self, key: bytes) -> int:
-        slot = self._slot_of.pop(key)
+        slot = (self._idle if key in self._idle else self._kept).pop(key)
         self._free.append(slot)
         return slot
 
-    def oldest(self) -> bytes | None:
-        return next(iter(self._slot_of), None)
+    def oldest(self, *, idle_only: bool) -> bytes | None:
+        """Return the key that leaves first: idle ones do before all others."""
+        oldest = next(iter(self._idle), None)
+        return oldest if oldest is not None or idle_only else next(iter(self._kept), None)
 
 
 class HostTier:
@@ -67,6 +82,7 @@ class HostTier:
         self.piece_bytes = piece_bytes
         self.slot_bytes = slot_bytes(piece_bytes)
         count = num_slots(capacity_bytes, piece_bytes)
+        self.num_slots = count
         self._slots = _Slots(count)
         self.capacity_bytes = count * self.slot_bytes
         self._arena = mmap.mmap(-1, max(1, count) * self.slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -81,8 +97,8 @@ class HostTier:
         """Whether a piece is here."""
         return key in self._slots
 
-    def put(self, key: bytes, data: bytes) -> bool:
-        """Keep a piece; False, keeping nothing, where no slot is free or the ledger refuses it."""
+    def put(self, key: bytes, data: bytes, *, idle: bool = False) -> bool:
+        """Keep a piece, `idle` or not; False, keeping nothing, where no slot is free or the ledger refuses it."""
         if self._slots.full:
             return False
         if self._charge is not None:
@@ -90,7 +106,7 @@ class HostTier:
                 self._charge.resize(self.used_bytes + self.slot_bytes)
             except OutOfMemoryError:
                 return False
-        begin = self._slots.take(key) * self.slot_bytes
+        begin = self._slots.take(key, idle=idle) * self.slot_bytes
         self._arena[begin : begin + len(data)] = data
         return True
 
@@ -106,9 +122,22 @@ class HostTier:
         if self._charge is not None:
             self._charge.resize(self.used_bytes)
 
-    def oldest(self) -> bytes | None:
-        """Return the key that was put first of those here."""
-        return self._slots.oldest()
+    def oldest(self, *, idle_only: bool = False) -> bytes | None:
+        """Return the key that leaves first: idle ones before the others, of each those that were put first."""
+        return self._slots.oldest(idle_only=idle_only)
+
+    def is_idle(self, key: bytes) -> bool:
+        """Whether a piece that is here is idle."""
+        return self._slots.is_idle(key)
+
+    def keep(self, key: bytes) -> None:
+        """A piece is idle no longer, if it was."""
+        self._slots.keep(key)
+
+    @property
+    def all_kept(self) -> bool:
+        """Whether no idle piece could find a place here."""
+        return self._slots.num_kept >= self.num_slots
 
     def close(self) -> None:
         """Give everything back."""
@@ -139,9 +168,9 @@ class DiskTier:
         """Bytes of the slots in use; the file itself is as long as it was at its fullest."""
         return len(self._slots) * self._file.slot_bytes
 
-    def put(self, key: bytes, data: bytes) -> None:
+    def put(self, key: bytes, data: bytes, *, idle: bool = False) -> None:
         """Write a piece; there must be room for it."""
-        slot = self._slots.take(key)
+        slot = self._slots.take(key, idle=idle)
         try:
             self._file.write(slot, data)
         except OSError:
@@ -156,9 +185,22 @@ class DiskTier:
         """Forget a piece that is here."""
         self._slots.drop(key)
 
-    def oldest(self) -> bytes | None:
-        """Return the key that was put first of those here."""
-        return self._slots.oldest()
+    def oldest(self, *, idle_only: bool = False) -> bytes | None:
+        """Return the key that leaves first: idle ones before the others, of each those that were put first."""
+        return self._slots.oldest(idle_only=idle_only)
+
+    def is_idle(self, key: bytes) -> bool:
+        """Whether a piece that is here is idle."""
+        return self._slots.is_idle(key)
+
+    def keep(self, key: bytes) -> None:
+        """A piece is idle no longer, if it was."""
+        self._slots.keep(key)
+
+    @property
+    def all_kept(self) -> bool:
+        """Whether no idle piece could find a place here."""
+        return self._slots.num_kept >= self.num_slots
 
     def close(self) -> None:
         """Delete everything."""

@@ -85,6 +85,8 @@ def check_goal(spec: ArchSpec, goal: Goal) -> None:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if goal.pinned_blocks < 0:
+        raise ConfigError(f"pinned_blocks must be at least 0, got {goal.pinned_blocks}")
     if goal.context_tokens is not None and goal.context_tokens > spec.max_positions:
         raise ConfigError(
             f"a context of {goal.context_tokens:,} tokens is beyond the {spec.max_positions:,} positions that this "
@@ -197,6 +199,7 @@ def _steps(goal: Goal, model_formats: ModelFormats, target: tuple[int, int], num
             max_step_rows=max_step_rows,
             num_threads=num_threads,
             disk_layers=goal.placement.disk,
+            pinned_blocks=goal.pinned_blocks,
         )
 
 

@@ -48,7 +48,7 @@ def component_table(plan: Plan, *, parts: bool = False) -> str:
         *([] if plan.offload is None else [("weights: ring", _on_disk(plan.offload), breakdown.ring_bytes)]),
         (
             "KV cache",
-            f"{formats.kv}, {plan.concurrency} x {plan.context_tokens:,} tokens, {plan.num_blocks:,} blocks",
+            _pool(plan),
             breakdown.kv_bytes,
         ),
         *(_part_rows(breakdown, Component.KV) if parts else []),
@@ -116,6 +116,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         "concurrency": plan.concurrency,
         "max_concurrency": plan.max_concurrency,
         "num_blocks": plan.num_blocks,
+        "pinned_blocks": plan.pinned_blocks,
         "block_tokens": BLOCK_TOKENS,
         "max_step_tokens": plan.max_step_tokens,
         "max_step_rows": plan.max_step_rows,
@@ -178,6 +179,11 @@ def offload_as_dict(offload: OffloadPlan) -> dict[str, object]:
 
 def _on_disk(offload: OffloadPlan) -> str:
     return f"layers {spans(offload.layers)} on disk, {offload.num_readers} readers"
+
+
+def _pool(plan: Plan) -> str:
+    pinned = f" ({plan.pinned_blocks:,} pinned)" if plan.pinned_blocks else ""
+    return f"{plan.formats.kv}, {plan.concurrency} x {plan.context_tokens:,} tokens, {plan.num_blocks:,} blocks{pinned}"
 
 
 def _tiers(plan: Plan) -> str:

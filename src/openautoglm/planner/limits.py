@@ -21,7 +21,7 @@ def largest_context(pricer: Pricer, choice: Choice, budget_bytes: int) -> int:
     shared_bytes = pricer.loading_excess(short)
     unused_bytes = largest_peak_bytes(budget_bytes) - pricer.breakdown(short).peak_bytes + shared_bytes
     num_blocks = short.num_blocks + unused_bytes // block_bytes
-    return max(0, min(max_positions, num_blocks // choice.concurrency * BLOCK_TOKENS))
+    return max(0, min(max_positions, (num_blocks - choice.pinned_blocks) // choice.concurrency * BLOCK_TOKENS))
 
 
 def largest_concurrency(pricer: Pricer, choice: Choice, budget_bytes: int, *, fixed_chunk: bool = False) -> int:

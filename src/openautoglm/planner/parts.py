@@ -43,14 +43,20 @@ def weight_parts(
     yield _part(Component.WEIGHTS, "norms and biases", weights.norms, "f32")
 
 
-def kv_parts(spec: ArchSpec, formats: ModelFormats, *, num_blocks: int, concurrency: int) -> Iterator[Part]:
-    """Yield what the pool's blocks hold for each kind of layer, and the states that belong to sequences."""
+def kv_parts(
+    spec: ArchSpec, formats: ModelFormats, *, num_blocks: int, pinned_blocks: int, concurrency: int
+) -> Iterator[Part]:
+    """Yield what the pool's blocks hold for each kind of layer, prompts that stay, and states of sequences."""
     per_token = dict(kv_bytes_per_token_by_kind(spec, formats.kv))
     per_token["indexer keys"] = indexer_bytes_per_token(spec, formats.kv)
     for name, num_bytes in per_token.items():
         if num_bytes:
             detail = f"{formats.kv}, {num_bytes:,} bytes a token"
             yield _part(Component.KV, name, num_blocks * BLOCK_TOKENS * num_bytes, detail)
+    if pinned_blocks:
+        detail = f"{pinned_blocks * BLOCK_TOKENS:,} tokens, {pinned_blocks:,} blocks"
+        pinned_bytes = pinned_blocks * BLOCK_TOKENS * sum(per_token.values())
+        yield _part(Component.KV, "pinned prompts", pinned_bytes, detail)
     states = concurrency * recurrent_state_bytes(spec)
     if states:
         yield _part(Component.KV, "recurrent state", states, f"f32, {concurrency} sequences")

@@ -25,7 +25,7 @@ HEADROOM_SHARE = 50  # one part in 50: 2 %
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Settings that have a price. `disk_layers` stay on disk."""
+    """Settings that have a price. `disk_layers` stay on disk, `pinned_blocks` in the pool."""
 
     formats: ModelFormats
     context_tokens: int
@@ -34,11 +34,12 @@ class Choice:
     max_step_rows: int
     num_threads: int
     disk_layers: tuple[int, ...] = ()
+    pinned_blocks: int = 0
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks for every sequence at its whole context; the engine shares whole blocks and copies none."""
-        return self.concurrency * -(-self.context_tokens // BLOCK_TOKENS)
+        """KV blocks for every sequence at its whole context, and pinned ones; whole blocks are shared, none copied."""
+        return self.concurrency * -(-self.context_tokens // BLOCK_TOKENS) + self.pinned_blocks
 
 
 def _num_threads(choice: Choice) -> int:
@@ -134,7 +135,13 @@ class Pricer:
             self.breakdown(choice),
             parts=(
                 *parts.weight_parts(spec, formats, weights, choice.disk_layers),
-                *parts.kv_parts(spec, formats, num_blocks=choice.num_blocks, concurrency=choice.concurrency),
+                *parts.kv_parts(
+                    spec,
+                    formats,
+                    num_blocks=choice.num_blocks - choice.pinned_blocks,
+                    pinned_blocks=choice.pinned_blocks,
+                    concurrency=choice.concurrency,
+                ),
                 *parts.workspace_parts(self._workspace(choice)),
                 *parts.process_parts(
                     self.runtime,

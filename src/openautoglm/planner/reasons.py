@@ -180,4 +180,5 @@ def _choice(plan: Plan) -> Choice:
         max_step_rows=plan.max_step_rows,
         num_threads=plan.num_threads,
         disk_layers=() if plan.offload is None else plan.offload.layers,
+        pinned_blocks=plan.pinned_blocks,
     )

@@ -138,6 +138,7 @@ def _plan(
         breakdown=pricer.detailed(choice),
         offload=offload_plan,
         spill=pricer.spill,
+        pinned_blocks=choice.pinned_blocks,
         unsupported=unsupported,
     )
 

@@ -22,6 +22,7 @@ from openautoglm.serve.limits import Limits
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings
+from openautoglm.serve.slow_start import SlowStart
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.template import ChatTemplate
 from openautoglm.text.tokenizer import Tokenizer
@@ -57,6 +58,7 @@ class ServeContext:
     tracing: Tracing | None = None
     privacy: Privacy = field(default_factory=Privacy)
     drain: Drain = field(default_factory=Drain)
+    slow_start: SlowStart = field(default_factory=SlowStart)
     intake: Intake = field(default_factory=lambda: Intake(request_space(MIN_HEADROOM_BYTES)))
     created_seconds: int = field(default_factory=lambda: int(time.time()))
     text_threads: ThreadPoolExecutor = field(

@@ -205,6 +205,7 @@ def start(
     completion_id: str,
     priority: int,
     deadline_seconds: float | None,
+    session_id: str | None = None,
     caller: Caller,
     allowance: Allowance | None,
     meter: RequestMeter,
@@ -234,6 +235,7 @@ def start(
             priority=priority,
             namespace=caller.namespace,
             deadline_seconds=deadline_seconds,
+            session_id=session_id,
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -19,6 +19,7 @@ from openautoglm.serve.parsing import parse
 from openautoglm.serve.prompts import chat_prompt, check_token_ids, completion_prompts
 from openautoglm.serve.replies import ErrorReply, ReplyError, json_response
 from openautoglm.serve.schemas import DetokenizeBody, TokenizeBody
+from openautoglm.serve.slow_start import WEIGHT_HEADER
 from openautoglm.serve.tools import read_tools
 
 
@@ -153,16 +154,18 @@ def _add_health(router: APIRouter, context: ServeContext) -> None:
         status = await status_or_none()
         live = status is not None and heartbeat.alive(status, context.settings.stalled_seconds)
         ready = live and status is not None and status.ready and not context.drain.draining
+        weight = round(context.slow_start.weight, 3) if ready else 0.0
         state = {
             "status": "ok" if ready else "draining" if context.drain.draining else "unavailable",
             "live": live,
             "ready": ready,
             "draining": context.drain.draining,
+            "weight": weight,
         }
-        return json_response(state, status=200 if ready else 503)
+        return json_response(state, status=200 if ready else 503, headers={WEIGHT_HEADER: f"{weight:.3f}"})
 
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        text = context.metrics.render(await status_or_none(), context.watchdog)
+        text = context.metrics.render(await status_or_none(), context.watchdog, weight=context.slow_start.weight)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

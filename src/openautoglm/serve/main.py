@@ -39,11 +39,14 @@ from openautoglm.serve.limits import Limits
 from openautoglm.serve.listener import listen, open_listener, url_of
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
+from openautoglm.serve.pinned import pin_prompts
 from openautoglm.serve.privacy import Privacy
 from openautoglm.serve.settings import EdgeSettings, check_bind
+from openautoglm.serve.slow_start import SlowStart
 from openautoglm.serve.supervise import keep_running
 from openautoglm.serve.tools import check_tool_format
 from openautoglm.serve.trace_options import TraceOptions
+from openautoglm.serve.warmup import warm_up
 from openautoglm.serve.web import Server, join_logs
 from openautoglm.spec.plan import Plan
 from openautoglm.spec.sampling import SamplingParams
@@ -96,12 +99,16 @@ def serve(
             listen(listener)
             doorman = stack.enter_context(Doorman(listener, options.tls))
             prepared = prepare(options.engine, to_run=True)
-            announce(plan_table(prepared.plan))
+            if not options.reuse.pin_prompts:
+                announce(plan_table(prepared.plan))
             tokenizer, template, sampling = _open_text(prepared, progress)
             stack.enter_context(template)
             check_tool_format(options.answers.tool_format, template)
             template.spawn()
-            process = stack.enter_context(EngineProcess(_pinned(options.engine, prepared.plan)))
+            if options.reuse.pin_prompts:
+                prepared = pin_prompts(prepared, options.reuse.pin_prompts, tokenizer, template)
+                announce(plan_table(prepared.plan))
+            process = stack.enter_context(EngineProcess(_as_planned(prepared)))
             description = process.start(progress=progress)
             template.start()
             if on_loaded is not None:
@@ -120,8 +127,9 @@ def serve(
         signal.signal(signal.SIGTERM, before)
 
 
-def _pinned(options: EngineOptions, plan: Plan) -> EngineOptions:
+def _as_planned(prepared: Prepared) -> EngineOptions:
     """Return options that make the engine's process plan what was told here, whatever became free or full since."""
+    options, plan = prepared.options, prepared.plan
     goal = replace(
         options.goal,
         memory_bytes=plan.budget_bytes,
@@ -180,6 +188,7 @@ async def _run(
         privacy=privacy,
         intake=intake,
         watchdog=_watchdog(options.engine.watchdog, plan, client, intake),
+        slow_start=SlowStart(options.reuse.slow_start_seconds),
     )
     if context.tracing is not None:
         context.metrics.edge.follow_spans(context.tracing.counts)
@@ -188,6 +197,8 @@ async def _run(
     if options.access.keys_file is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(access.reload_if_changed, force=True))
     try:
+        await warm_up(context)
+        context.slow_start.begin()
         return await _serve_until_stopped(context, listener, process, options)
     finally:
         if context.watchdog is not None:
@@ -238,7 +249,7 @@ async def _serve_until_stopped(
         context.watchdog.start()
     server = Server(context, options.drain_seconds, options.tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    watching = asyncio.create_task(keep_running(process))
+    watching = asyncio.create_task(keep_running(process, context.slow_start.begin))
     beside = [asyncio.create_task(_trim_when_idle(context.drain))]
     if context.access.follows_file:
         beside.append(asyncio.create_task(keep_current(context.access)))

@@ -18,6 +18,7 @@ from openautoglm.engine.client import EngineStatus, GenerationEvent
 from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.watchdog import Watchdog
 from openautoglm.serve.edge_metrics import EdgeMetrics
+from openautoglm.serve.reuse_metrics import reuse_metrics
 from openautoglm.serve.strangers import Strangers
 
 _FIRST_TOKEN_BUCKETS = (
@@ -104,9 +105,12 @@ class Metrics:
         """Start to measure a request."""
         return RequestMeter(metrics=self)
 
-    def render(self, status: EngineStatus | None, watchdog: Watchdog | None = None) -> bytes:
-        """Return the text format; `status` None means that the engine does not answer."""
-        self._engine.status, self._engine.watchdog = status, watchdog
+    def render(self, status: EngineStatus | None, watchdog: Watchdog | None = None, *, weight: float = 1.0) -> bytes:
+        """Return the text format; `status` None means that the engine does not answer.
+
+        `weight` is the share of its requests that this server should get while it starts.
+        """
+        self._engine.status, self._engine.watchdog, self._engine.weight = status, watchdog, weight
         return generate_latest(self._registry)
 
     def observe_first_token(self, seconds: float) -> None:
@@ -224,11 +228,17 @@ class _EngineCollector:
         self._model_name = model_name
         self.status: EngineStatus | None = None
         self.watchdog: Watchdog | None = None
+        self.weight = 1.0
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the last status."""
         status = self.status
         yield self._gauge("openautoglm_engine_ready", "Whether the engine takes requests.", float(_ready(status)))
+        yield self._gauge(
+            "openautoglm_slow_start_weight",
+            "Share of its requests that a balancer should send here: rises to 1 after a start, 0 when not ready.",
+            self.weight if _ready(status) else 0.0,
+        )
         yield from self._reports(status)
         if status is None:
             return
@@ -260,6 +270,7 @@ class _EngineCollector:
         )
         yield from self._spilling(status)
         yield from self._constraints(status)
+        yield from reuse_metrics(status, self._model_name)
         yield self._gauge("openautoglm_ladder_rung", "Rung of the memory ladder, 0 for none.", status.rung)
         entered = CounterMetricFamily(
             "openautoglm_ladder_rung_transitions", "How often a rung was entered.", labels=["model_name", "rung"]

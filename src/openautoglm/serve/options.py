@@ -12,6 +12,7 @@ from openautoglm.serve.audit import AuditOptions
 from openautoglm.serve.privacy import PrivacyOptions
 from openautoglm.serve.trace_options import TraceOptions
 from openautoglm.serve.web import Tls
+from openautoglm.spec.reuse import ReuseOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,3 +37,4 @@ class ServeOptions:
     traces: TraceOptions | None = None
     receipt_file: Path | None = None
     answers: AnswerOptions = field(default_factory=AnswerOptions)
+    reuse: ReuseOptions = field(default_factory=ReuseOptions)

@@ -66,6 +66,7 @@ class SamplingBody(Body):
     guided_choice: Annotated[list[str], _StopAtFirst()] | None = None
     guided_grammar: str | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
+    session_id: str | None = Field(default=None, min_length=1, max_length=128)
     deadline_seconds: float | None = Field(default=None, gt=0, le=86400)
     # Another name of deadline_seconds.
     timeout: float | None = Field(default=None, gt=0, le=86400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from openautoglm.engine.client import EngineDescription
@@ -31,8 +32,8 @@ class Restartable(Protocol):
         ...
 
 
-async def keep_running(process: Restartable) -> None:
-    """Watch `process` and start it again whenever it has ended; return when that has become pointless."""
+async def keep_running(process: Restartable, on_restart: Callable[[], None] = lambda: None) -> None:
+    """Watch `process` and start it again whenever it has ended, and tell; return when that has become pointless."""
     failures = 0
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -53,4 +54,5 @@ async def keep_running(process: Restartable) -> None:
             _logger.error("the engine could not be started again: %s", error)
             continue
         started = loop.time()
+        on_restart()
         _logger.warning("the engine process runs again")

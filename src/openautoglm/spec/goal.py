@@ -31,7 +31,8 @@ class Goal:
     of sequences that must fit at that context at once. `chunk_tokens` bounds the tokens of one step. `kv` is the format
     of the KV cache. `objective` decides between candidates for what is None; without one, the defaults balance them.
     `offload` says when layers may stay on disk, `placement` which ones do or do not in any case, `offload_directory`
-    where (None: with the packed weights of earlier loads). `spill` is room for KV blocks beside the pool.
+    where (None: with the packed weights of earlier loads). `spill` is room for KV blocks beside the pool,
+    `pinned_blocks` are blocks of it that prompts which stay there take, on top of what sequences need.
     """
 
     memory_bytes: int | None = None
@@ -49,3 +50,4 @@ class Goal:
     placement: Placement = field(default_factory=Placement)
     offload_directory: str | None = None
     spill: SpillTiers = field(default_factory=SpillTiers)
+    pinned_blocks: int = 0

@@ -81,7 +81,8 @@ class Breakdown:
 class Plan:
     """Settings of a load with their price. `runnable` False: described only, `unsupported` names why.
 
-    `num_blocks` KV blocks of BLOCK_TOKENS tokens hold `concurrency` sequences of `context_tokens`.
+    `num_blocks` KV blocks of BLOCK_TOKENS tokens hold `concurrency` sequences of `context_tokens`, and `pinned_blocks`
+    of prompts that stay.
     `max_step_tokens` and `max_step_rows` bound one step, and with it the workspace. `offload`: layers on disk.
     `spill`: room for KV blocks beside the pool.
     """
@@ -103,6 +104,7 @@ class Plan:
     breakdown: Breakdown
     offload: OffloadPlan | None = None
     spill: SpillTiers = field(default_factory=SpillTiers)
+    pinned_blocks: int = 0
     unsupported: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
