@@ -85,18 +85,21 @@ struct Unrounded {
 // product takes it; returns max and sum.
 template <class Rounding>
 inline void softmax_row(float* scores, const Span& keys, const Span& all, float scale, float& max, float& sum) {
-  const auto [begin, end] = in_partition(keys, all);
-  const int first = begin / 16 * 16;
+  const Window window = in_partition(keys, all);
+  const int begin = window.begin, end = window.end, first = begin / 16 * 16;
+  const auto visible = [=](const Vec& v, int i, float fill) {  // most lines are seen whole
+    return i >= begin && i + 16 <= end ? v : vkeep(v, begin - i, end - i, fill);
+  };
   Vec highest = vset(kMinusInfinity);
   for (int i = first; i < end; i += 16) {
-    const Vec s = vkeep(vmul(vload(scores + i), vset(scale)), begin - i, end - i, kMinusInfinity);
+    const Vec s = visible(vmul(vload(scores + i), vset(scale)), i, kMinusInfinity);
     vstore(scores + i, s);
     highest = vmax(s, highest);
   }
   max = vhighest(highest);
   Vec total = vset(0.0f);
   for (int i = first; i < end; i += 16) {
-    const Vec e = vkeep(Rounding::round(vexp(vsub(vload(scores + i), vset(max)))), begin - i, end - i, 0.0f);
+    const Vec e = visible(Rounding::round(vexp(vsub(vload(scores + i), vset(max)))), i, 0.0f);
     vstore(scores + i, e);
     total = vadd(total, e);
   }

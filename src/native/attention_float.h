@@ -31,7 +31,9 @@ struct Fp8Step {
 template <class Step>
 constexpr bool kHasScales = Step::kInputs == 4;
 template <class Step>
-using RoundingOf = std::conditional_t<Step::kInputs == 2 && Step::kWords == 1, Step, Unrounded>;  // pairs are bf16
+constexpr bool kIsPaired = Step::kInputs == 2 && Step::kWords == 1;  // words of two bf16
+template <class Step>
+using RoundingOf = std::conditional_t<kIsPaired<Step>, Step, Unrounded>;
 template <class Step>
 constexpr KvFormat kFormatOf = Step::kInputs == 1   ? KvFormat::kF32
                                : Step::kInputs == 2 ? KvFormat::kBf16
@@ -46,10 +48,26 @@ inline int stored_dim(const AttentionCall& call) {
   return static_cast<int>(round_up(call.head_dim, Step::kInputs));
 }
 
+// A row's pairs of bf16 into a panel; odd lengths end with a zero.
+template <class Step>
+inline void pack_pairs(const float* source, int size, int64_t word_stride, float* words) {
+  for (int d = 0; d < size; d += 32) {
+    const Vec second = size - d > 16 ? vload_run(source + d + 16, size - d - 16) : vset(0.0f);
+    float pairs[16];
+    vstore(pairs, Step::join(vload_run(source + d, size - d), second));
+    const int count = static_cast<int>(at_most(16, (size - d + 1) / 2));
+    for (int i = 0; i < count; ++i, words += word_stride) *words = pairs[i];
+  }
+}
+
 template <class Step>
 inline void pack_query(const AttentionCall& call, int64_t first, int height, float* packed) {
   for (int r = 0; r < height; ++r) {
     const float* source = query_of(call, first + r);
+    if constexpr (kIsPaired<Step>) {
+      pack_pairs<Step>(source, call.head_dim, height, packed + r);
+      continue;
+    }
     for (int d = 0; d < call.head_dim; d += Step::kInputs) {
       float inputs[Step::kInputs] = {};
       std::memcpy(inputs, source + d, static_cast<size_t>(at_most(Step::kInputs, call.head_dim - d)) * sizeof(float));
@@ -143,10 +161,10 @@ inline void add_edge_values(const AttentionCall& call, const Span& keys, int64_t
   }
 }
 
-// partial[row][d] += sum of weights * values over units [begin, end), which every row sees whole
+// partial[row][d] += sum of weights * values over units [begin, end), which every row sees whole; `fresh`: = the sum
 template <class Step>
 inline void add_shared_values(const AttentionCall& call, int height, int64_t begin, int64_t end, const float* weights,
-                              float* partial, int64_t padded_dim) {
+                              float* partial, int64_t padded_dim, bool fresh) {
   constexpr int64_t kUnits = kBlockTokens / Step::kInputs;
   const int64_t key_bytes = kv_part_bytes(kFormatOf<Step>, call.head_dim);
   const int dim = stored_dim<Step>(call);
@@ -166,17 +184,18 @@ inline void add_shared_values(const AttentionCall& call, int height, int64_t beg
       };
       for (; kPairedLines<Step, h> == 2 && d + 32 <= dim; d += 32) {
         product<Step, h, kPairedLines<Step, h>, 1, kWeightStride<Step>, false, 0>(lines, segments, segment, panel,
-                                                                               partial + d, padded_dim, false);
+                                                                               partial + d, padded_dim, fresh);
       }
       for (; d + 16 <= dim; d += 16) {
         product<Step, h, 1, 1, kWeightStride<Step>, false, 0>(lines, segments, segment, panel, partial + d, padded_dim,
-                                                           false);
+                                                           fresh);
       }
       if (d < dim) {
         lines.lanes = dim - static_cast<int>(d);
         product<Step, h, 1, 1, kWeightStride<Step>, true, 0>(lines, segments, segment, panel, partial + d, padded_dim,
-                                                          false);
+                                                          fresh);
       }
+      fresh = false;
       from += segments * steps;
     }
   });
@@ -196,7 +215,8 @@ inline void attend_partition(const AttentionCall& call, RowPanel& panel, const A
     }
     pack_weights<Step>(call, panel, r, scores, s.weights + r * kWeightStride<Step>);
   }
-  std::memset(s.partial, 0, static_cast<size_t>(panel.height * s.padded_dim) * sizeof(float));
+  const bool fresh = !shared.empty() && shared.begin * Step::kInputs == panel.all.begin;  // no row has edges before
+  if (!fresh) std::memset(s.partial, 0, static_cast<size_t>(panel.height * s.padded_dim) * sizeof(float));
   if (shared.empty()) shared = {panel.all.end, panel.all.end};
   const auto edges = [&](bool before) {
     for (int r = 0; r < panel.height; ++r) {
@@ -208,8 +228,8 @@ inline void attend_partition(const AttentionCall& call, RowPanel& panel, const A
                             s.partial + r * s.padded_dim);
     }
   };
-  edges(true);
-  add_shared_values<Step>(call, panel.height, shared.begin, shared.end, s.weights, s.partial, s.padded_dim);
+  if (!fresh) edges(true);
+  add_shared_values<Step>(call, panel.height, shared.begin, shared.end, s.weights, s.partial, s.padded_dim, fresh);
   edges(false);
 }
 

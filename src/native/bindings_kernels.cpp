@@ -150,10 +150,10 @@ void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<con
   const Panels panels(static_cast<int64_t>(rows), kernels.panel_rows);
   require(panels.starts_one(row_begin) && (row_end < 0 || panels.starts_one(row_end)),
           "a range of rows begins and ends where panels do: see panel_rows");
-  std::vector<int32_t> panel_values(rows * groups * kGroupValueWords), panel_offsets(rows * groups * kGroupLevels);
-  std::vector<float> panel_scales(rows * groups * kGroupLevels);
-  put_panels({values.data(), scales.data(), sums.data()}, panels, static_cast<int64_t>(groups), panel_values.data(),
-             panel_scales.data(), panel_offsets.data());
+  std::vector<int32_t> panel_values(rows * groups * kGroupValueWords), panel_offsets(rows * groups * kMostFlushes);
+  std::vector<float> panel_scales(rows * groups * kMostFlushes);
+  put_panels({values.data(), scales.data(), sums.data()}, panels, static_cast<int64_t>(groups),
+             flushes_per_group(packed.matrix), panel_values.data(), panel_scales.data(), panel_offsets.data());
   const Activations activations{static_cast<int64_t>(rows), panel_values.data(), panel_scales.data(),
                                 panel_offsets.data(),       static_cast<int64_t>(groups), nullptr, 0};
   run_gemm(kernels, packed, activations, {row_begin, row_end, tile_begin, tile_end}, bias, epilogue, out, repeat);

@@ -88,11 +88,12 @@ class Decoder {
   void beat() const;
   // ---- decoder_rows.cpp ----
   template <class RowAt>
-  void quantise_panel(int thread, int height, int64_t size, const PanelArrays& panel, RowAt row_at);
+  void quantise_panel(int thread, int height, const Matrix& matrix, const PanelArrays& panel, RowAt row_at);
   template <class RowAt>
-  Activations quantise_rows(int thread, int64_t num_rows, int64_t size, const PanelArrays& shared, RowAt row_at);
+  Activations quantise_rows(int thread, int64_t num_rows, const Matrix& matrix, const PanelArrays& shared,
+                            RowAt row_at);
   const float* norm_row(const NormConfig& norm, int64_t row, float* out) const;
-  Activations normed_rows(int thread, int64_t matrix, const NormConfig& norm);
+  Activations normed_rows(int thread, int64_t index, const NormConfig& norm);
   Activations plain_rows(int thread, int64_t matrix, const float* source);
   Activations head_rows(int thread, const int32_t* indices, int64_t count);
   void add_branch(int thread, const NormConfig& norm);

@@ -16,28 +16,28 @@ Activations plain(const float* floats, int64_t num_rows, int64_t size) {
 
 }  // namespace
 
-// Quantise rows of one panel, row i being what `row_at(i)` returns.
+// Quantise rows of one panel for a matrix, row i being what `row_at(i)` returns.
 template <class RowAt>
-void Decoder::quantise_panel(int thread, int height, int64_t size, const PanelArrays& panel, RowAt row_at) {
+void Decoder::quantise_panel(int thread, int height, const Matrix& matrix, const PanelArrays& panel, RowAt row_at) {
   ThreadScratch& scratch = workspace_.threads[static_cast<size_t>(thread)];
-  const int64_t num_groups = num_groups_of(size);
+  const int64_t size = matrix.k, num_groups = num_groups_of(size);
   for (int row = 0; row < height; ++row)
     kernels_.quantize_rows(row_at(row), size, 1, size, config_.quantise_per_token,
                            scratch.values + row * num_groups * kActivationGroup, num_groups * kActivationGroup,
                            scratch.scales + row * num_groups, num_groups, scratch.sums + row * num_groups * 4);
-  put_panel({scratch.values, scratch.scales, scratch.sums}, num_groups, height, panel.values, panel.scales,
-            panel.offsets);
+  put_panel({scratch.values, scratch.scales, scratch.sums}, num_groups, height, flushes_per_group(matrix), panel.values,
+            panel.scales, panel.offsets);
 }
 
 // Quantise `num_rows` rows, row i being what `row_at(i)` returns. A single row is prepared by every thread for itself,
 // which is cheaper than waiting for one of them; more are shared out by panels.
 template <class RowAt>
-Activations Decoder::quantise_rows(int thread, int64_t num_rows, int64_t size, const PanelArrays& shared,
+Activations Decoder::quantise_rows(int thread, int64_t num_rows, const Matrix& matrix, const PanelArrays& shared,
                                    RowAt row_at) {
-  const int64_t num_groups = num_groups_of(size);
+  const int64_t num_groups = num_groups_of(matrix.k);
   if (num_rows == 1) {
     const PanelArrays& alone = workspace_.threads[static_cast<size_t>(thread)].alone;
-    quantise_panel(thread, 1, size, alone, row_at);
+    quantise_panel(thread, 1, matrix, alone, row_at);
     return quantised(alone, 1, num_groups);
   }
   const Panels panels(num_rows, kernels_.panel_rows);
@@ -45,9 +45,9 @@ Activations Decoder::quantise_rows(int thread, int64_t num_rows, int64_t size, c
   while (pool_->claim(thread, panels.count, 1, &panel, &end)) {
     const int64_t first = panels.begin(panel), groups_before = first * num_groups;
     const PanelArrays arrays{shared.values + groups_before * kGroupValueWords,
-                             shared.scales + groups_before * kGroupLevels,
-                             shared.offsets + groups_before * kGroupLevels};
-    quantise_panel(thread, panels.height(panel), size, arrays, [&](int row) { return row_at(first + row); });
+                             shared.scales + groups_before * kMostFlushes,
+                             shared.offsets + groups_before * kMostFlushes};
+    quantise_panel(thread, panels.height(panel), matrix, arrays, [&](int row) { return row_at(first + row); });
   }
   pool_->barrier();
   return quantised(shared, num_rows, num_groups);
@@ -60,11 +60,13 @@ const float* Decoder::norm_row(const NormConfig& norm, int64_t row, float* out) 
 }
 
 // The residual rows, normed, for a matrix.
-Activations Decoder::normed_rows(int thread, int64_t matrix, const NormConfig& norm) {
+Activations Decoder::normed_rows(int thread, int64_t index, const NormConfig& norm) {
   const int64_t size = config_.hidden_size, num_rows = input_->num_tokens;
   float* own = workspace_.threads[static_cast<size_t>(thread)].floats;
-  if (is_quantised(weights_->matrix(matrix).format))
-    return quantise_rows(thread, num_rows, size, workspace_.rows, [&](int64_t row) { return norm_row(norm, row, own); });
+  const Matrix& matrix = weights_->matrix(index);
+  if (is_quantised(matrix.format))
+    return quantise_rows(thread, num_rows, matrix, workspace_.rows,
+                         [&](int64_t row) { return norm_row(norm, row, own); });
   if (num_rows == 1) return plain(norm_row(norm, 0, own), 1, size);
   int64_t row, end;
   while (pool_->claim(thread, num_rows, 1, &row, &end)) norm_row(norm, row, workspace_.branch + row * size);
@@ -76,7 +78,7 @@ Activations Decoder::normed_rows(int thread, int64_t matrix, const NormConfig& n
 Activations Decoder::plain_rows(int thread, int64_t index, const float* source) {
   const Matrix& matrix = weights_->matrix(index);
   if (!is_quantised(matrix.format)) return plain(source, input_->num_tokens, matrix.k);
-  return quantise_rows(thread, input_->num_tokens, matrix.k, workspace_.rows,
+  return quantise_rows(thread, input_->num_tokens, matrix, workspace_.rows,
                        [&](int64_t row) { return source + row * matrix.k; });
 }
 
@@ -84,8 +86,9 @@ Activations Decoder::plain_rows(int thread, int64_t index, const float* source) 
 Activations Decoder::head_rows(int thread, const int32_t* indices, int64_t count) {
   const int64_t size = config_.hidden_size;
   float* own = workspace_.threads[static_cast<size_t>(thread)].floats;
-  if (is_quantised(weights_->matrix(config_.head).format))
-    return quantise_rows(thread, count, size, workspace_.head_rows,
+  const Matrix& matrix = weights_->matrix(config_.head);
+  if (is_quantised(matrix.format))
+    return quantise_rows(thread, count, matrix, workspace_.head_rows,
                          [&](int64_t row) { return norm_row(config_.final_norm, indices[row], own); });
   int64_t row, end;
   while (pool_->claim(thread, count, 1, &row, &end))

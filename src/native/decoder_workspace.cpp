@@ -64,16 +64,16 @@ class Workspace::Carver {
   PanelArrays take_panels(int64_t num_rows, int64_t num_groups) {
     PanelArrays panels;
     panels.values = take<int32_t>(num_rows * num_groups * kGroupValueWords);
-    panels.scales = take<float>(num_rows * num_groups * kGroupLevels);
-    panels.offsets = take<int32_t>(num_rows * num_groups * kGroupLevels);
+    panels.scales = take<float>(num_rows * num_groups * kMostFlushes);
+    panels.offsets = take<int32_t>(num_rows * num_groups * kMostFlushes);
     return panels;
   }
   // The same for the tokens of a step: their panels stand in the order of the rows, whatever the heights.
   PanelArrays take_token_panels(int64_t num_tokens, int64_t num_groups) {
     PanelArrays panels;
     panels.values = take_tokens<int32_t>(num_tokens, num_groups * kGroupValueWords);
-    panels.scales = take_tokens<float>(num_tokens, num_groups * kGroupLevels);
-    panels.offsets = take_tokens<int32_t>(num_tokens, num_groups * kGroupLevels);
+    panels.scales = take_tokens<float>(num_tokens, num_groups * kMostFlushes);
+    panels.offsets = take_tokens<int32_t>(num_tokens, num_groups * kMostFlushes);
     return panels;
   }
   size_t size() const { return offset_; }

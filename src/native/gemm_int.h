@@ -57,7 +57,7 @@ inline void gemm_int(const GemmCall& call) {
   float* weight_scales = arena.take<float>(kUnpackedGroups * 4 * kTileOutputs);
   constexpr int64_t kPassPanels = kPassRows / kIntRows;
   for (int64_t first = panels.starting_at(call.row_begin); first < last; first += kPassPanels) {
-    const IntRange range{from, panels, first, at_most(kPassPanels, last - first), scale_level(matrix), acc,
+    const IntRange range{from, panels, first, at_most(kPassPanels, last - first), flushes_per_group(matrix), acc,
                          unpacked, weight_scales};
     const int64_t row = panels.begin(first), rows = panels.begin(first + range.count) - row;
     const int64_t step = range.chunk_groups();

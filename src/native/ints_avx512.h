@@ -226,7 +226,7 @@ inline void multiply_few(const Matrix& matrix, const uint8_t* block, int64_t gro
        multiply_few_nibbles<kRows, kHints, false, 32>},
       {multiply_few_nibbles<kRows, kHints, true, 128>, multiply_few_nibbles<kRows, kHints, true, 64>,
        multiply_few_nibbles<kRows, kHints, true, 32>}};
-  kRuns[matrix.format == WeightFormat::kInt4][scale_level(matrix)](block, groups, panel);
+  kRuns[matrix.format == WeightFormat::kInt4][flushes_per_group(matrix) / 2](block, groups, panel);
 }
 
 inline __m512i zero_offsets(const uint8_t* zeros) {

@@ -63,7 +63,7 @@ struct NativeBf16Step {
     return vdot_bf16(acc, w, panel[0]);
   }
   static Vec round(const Vec& v) { return vround_bf16(v); }
-  // 32 rounded values as pairs.
+  // 32 values as pairs, rounded.
   static Vec join(const Vec& a, const Vec& b) { return vjoin_bf16(a, b); }
   static void pack(const float* pair, float* words, int64_t) {
     words[0] = bits_float(float_to_bf16(pair[0]) | static_cast<uint32_t>(float_to_bf16(pair[1])) << 16);

@@ -111,8 +111,9 @@ void nf4_tile(TileCall call, const NibbleFlush* flush, __m512i fifteens, __m512i
   "vpshufb %%zmm26,%[codes],%%zmm26\n\t"       \
   "vpshufb %%zmm27,%[codes],%%zmm27\n\t"
 
-#define OAG_PREFETCH "prefetcht0 (%[ahead])\n\tprefetcht0 64(%[ahead])\n\tadd %[ahead_stride],%[ahead]\n\t"
-#define OAG_NEXT_STEP(bytes) OAG_PREFETCH "add $128,%[weights]\n\tadd %[" #bytes "],%[values]\n\tdec %[left]\n\tjnz 1b\n\t"
+#define OAG_PREFETCH(level) \
+  "prefetcht" #level " (%[ahead])\n\tprefetcht" #level " 64(%[ahead])\n\tadd %[ahead_stride],%[ahead]\n\t"
+#define OAG_NEXT_STEP(bytes) "add $128,%[weights]\n\tadd %[" #bytes "],%[values]\n\tdec %[left]\n\tjnz 1b\n\t"
 #define OAG_OPERANDS(c)                                                                                          \
   [values] "+&r"(c.values), [scales] "+&r"(c.scales), [offsets] "+&r"(c.offsets), [ahead] "+&r"(c.ahead),            \
       [flushes] "+&r"(c.flushes), [left] "+&r"(left)
@@ -130,11 +131,11 @@ void nf4_tile(TileCall call, const NibbleFlush* flush, __m512i fifteens, __m512i
     int64_t left = c.steps;                                                              \
     __asm__ volatile(OAG_ROWS_##R(OAG_START)                                             \
                      "1:\n\t" OAG_LOAD_BYTES OAG_ROWS_##R(OAG_DOT_FIRST)                 \
-                     OAG_NEXT_STEP(row_bytes)                                            \
+                     OAG_PREFETCH(0) OAG_NEXT_STEP(row_bytes)                                            \
                      "dec %[flushes]\n\tjz 2f\n\t"                                       \
                      "add %[row_bytes],%[offsets]\n\t"                                   \
                      OAG_LOAD_BYTES OAG_LOAD_MORE_BYTES OAG_ROWS_##R(OAG_NEXT_BYTES)     \
-                     OAG_PREFETCH OAG_PREFETCH                                           \
+                     OAG_PREFETCH(0) OAG_PREFETCH(0)                                           \
                      "add $256,%[weights]\n\tadd %[pair_bytes],%[values]\n\t"            \
                      "add %[row_bytes],%[scales]\n\tlea -2(%[steps]),%[left]\n\tjmp 1b\n" \
                      "2:\n\t" OAG_ROWS_##R(OAG_ADD_BYTES)                                \
@@ -148,12 +149,12 @@ void nf4_tile(TileCall call, const NibbleFlush* flush, __m512i fifteens, __m512i
     int64_t left = c.steps;                                                              \
     __asm__ volatile(OAG_ROWS_##R(OAG_START)                                             \
                      "1:\n\t" LOAD OAG_ROWS_##R(OAG_DOT_FIRST)                           \
-                     OAG_ROWS_##R(OAG_DOT_SECOND) OAG_NEXT_STEP(pair_bytes)              \
+                     OAG_ROWS_##R(OAG_DOT_SECOND) OAG_PREFETCH(1) OAG_NEXT_STEP(pair_bytes) \
                      "dec %[flushes]\n\tjz 2f\n\t"                                       \
                      "add %[row_bytes],%[offsets]\n\t"                                   \
                      "mov 256+320(%[flush]),%[weights]\n\t"                              \
                      "add $320,%[flush]\n\t" LOAD "sub $320,%[flush]\n\t"                \
-                     OAG_ROWS_##R(OAG_NEXT_NIBBLES) OAG_PREFETCH                         \
+                     OAG_ROWS_##R(OAG_NEXT_NIBBLES) OAG_PREFETCH(1)                   \
                      "add $320,%[flush]\n\t"                                             \
                      "add $128,%[weights]\n\tadd %[pair_bytes],%[values]\n\t"            \
                      "add %[row_bytes],%[scales]\n\tlea -1(%[steps]),%[left]\n\tjmp 1b\n" \

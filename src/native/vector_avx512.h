@@ -50,7 +50,7 @@ inline Vec vround_bf16(Vec v) {  // denormals become zero
   const __m512i words = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.v)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
 }
-// 32 values that are bf16 already, as pairs in words.
+// 32 values as pairs of bf16 in words, rounded where they are not bf16 already; denormals become zero.
 inline Vec vjoin_bf16(Vec a, Vec b) { return {reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(b.v, a.v))}; }
 #endif
 inline Vec vmask_bits(Vec v, uint32_t mask) {

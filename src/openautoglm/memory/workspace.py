@@ -38,7 +38,7 @@ _ATTENTION_ITEM = 16
 _STORE_RUN = 12
 _RANKING_BLOCK = 64
 _MOST_PANEL_ROWS = 12
-_LEVELS = 1 + 2 + 4  # scales, or sums, per 128 values
+_MOST_FLUSHES = 4  # scales, or sums, per 128 values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +148,8 @@ def sampler_ranking_bytes(vocab_size: int) -> int:
 
 
 def _panel_bytes(num_rows: int, num_groups: int) -> int:
-    """Return the bytes of quantised rows in panels: values, and scales and sums of each 128, 64 and 32 of them."""
-    return _aligned(num_rows * num_groups * ACTIVATION_GROUP) + 2 * _aligned(num_rows * num_groups * _LEVELS * _FLOAT)
+    """Return the bytes of quantised rows in panels: values, and scales and sums of each 32 of them at most."""
+    return _aligned(num_rows * num_groups * ACTIVATION_GROUP) + 2 * _aligned(num_rows * num_groups * _MOST_FLUSHES * _FLOAT)
 
 
 def _attention_scratch_bytes(head_dim: int) -> int:

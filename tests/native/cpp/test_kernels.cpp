@@ -53,18 +53,19 @@ struct QuantisedGuarded {
   Guarded floats, panel_values, panel_scales, panel_offsets;
   Activations activations;
 
-  QuantisedGuarded(const Kernels& kernels, int64_t m, int64_t k)
+  QuantisedGuarded(const Kernels& kernels, const Matrix& matrix, int64_t m, int64_t k)
       : floats(count(m * k) * 4),
         panel_values(count(m * num_groups_of(k)) * 128),
-        panel_scales(count(m * num_groups_of(k)) * 28),
-        panel_offsets(count(m * num_groups_of(k)) * 28) {
+        panel_scales(count(m * num_groups_of(k)) * 16),
+        panel_offsets(count(m * num_groups_of(k)) * 16) {
     Numbers(count(m)).fill(floats.as<float>(), count(m * k));
     const int64_t groups = num_groups_of(k);
     Guarded values(count(m * round_up(k, 128))), scales(count(m * groups) * 4), sums(count(m * groups) * 16);
     kernels.quantize_rows(floats.as<float>(), k, m, k, false, values.as<int8_t>(), groups * 128, scales.as<float>(),
                           groups, sums.as<int32_t>());
     put_panels({values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>()}, Panels(m, kernels.panel_rows), groups,
-               panel_values.as<int32_t>(), panel_scales.as<float>(), panel_offsets.as<int32_t>());
+               flushes_per_group(matrix), panel_values.as<int32_t>(), panel_scales.as<float>(),
+               panel_offsets.as<int32_t>());
     activations = {m,      panel_values.as<int32_t>(), panel_scales.as<float>(), panel_offsets.as<int32_t>(),
                    groups, floats.as<float>(),         k};
   }
@@ -163,7 +164,7 @@ TEST(products_stay_inside_their_memory) {
       const PackedGuarded packed(form, n, k);
       std::vector<float> expected;
       for (const Kernels* kernels : all_kernels()) {
-        const QuantisedGuarded x(*kernels, m, k);
+        const QuantisedGuarded x(*kernels, packed.matrix, m, k);
         const std::vector<float> whole = multiply(*kernels, packed, x, m, Epilogue::kStore);
         if (expected.empty()) expected = whole;
         if (form.format != WeightFormat::kBf16) CHECK(same_bytes(whole, expected));
