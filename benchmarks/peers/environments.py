@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STAMP = "requirements.txt"
+# The instruction sets up to AVX2, each by its name: without "native" llama.cpp's build asks nothing of the processor.
+AVX2_ONLY = "-DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF"
 
 
 class InstallError(Exception):
@@ -45,6 +47,12 @@ ENVIRONMENTS = {
             requirements=("llama-cpp-python==0.3.36",),
             from_source="llama-cpp-python",
             variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+        ),
+        Environment(
+            name="llama-cpp-avx2",
+            requirements=("llama-cpp-python==0.3.36",),
+            from_source="llama-cpp-python",
+            variables={"CMAKE_ARGS": f"-DGGML_NATIVE=OFF {AVX2_ONLY}"},
         ),
         Environment(name="openvino", requirements=("openvino-genai==2026.4.1.0",)),
         Environment(name="onnxruntime", requirements=("onnxruntime-genai==0.18.0",)),

@@ -36,8 +36,8 @@ class Variant:
 
     @property
     def is_limited(self) -> bool:
-        """Whether it is told to do without instructions that the processor has."""
-        return self.variables in (OURS_AVX2, OPENVINO_AVX2)
+        """Whether it is told, or was built, to do without instructions that the processor has."""
+        return self.klass.endswith(AVX2)
 
 
 OURS = "openautoglm"
@@ -58,7 +58,8 @@ F32 = Bits(layers=32, head=32, kv=32, unit="f32")
 OPENVINO_INTEGERS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
 
 
-# Peers that can be told at run time to leave AVX-512 alone, beside this engine told the same.
+# Peers that can be told to leave AVX-512 alone, or built so, beside this engine told the same.
+AVX2 = ", AVX2"
 OURS_AVX2 = {"OPENAUTOGLM_ISA": "avx2"}
 OPENVINO_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"}
 
@@ -81,10 +82,11 @@ def _ours(
 
 
 def _llama(name: str, bits: Bits, klass: str) -> Variant:
+    limited = klass.endswith(AVX2)
     return Variant(
-        name=f"llama.cpp {name}",
+        name=f"llama.cpp {name}{AVX2 if limited else ''}",
         engine="llama.cpp",
-        environment="llama-cpp",
+        environment="llama-cpp-avx2" if limited else "llama-cpp",
         worker="llama_worker",
         artifact=f"gguf-{name}",
         klass=klass,
@@ -152,8 +154,10 @@ VARIANTS = (
     _openvino("int8", INT8_OPENVINO, "8 bits", "f32 hint, groups of 128", OPENVINO_INTEGERS),
     _onnx("int8", INT8_ONNX, "8 bits"),
     _ours("int4", INT4_OURS, "4 bits, AVX2", variables=OURS_AVX2),
+    _llama("Q4_0", Q4_0, "4 bits, AVX2"),
     _openvino("int4", INT4_OPENVINO, "4 bits, AVX2", "AVX2", {}, OPENVINO_AVX2),
     _ours("int8", INT8_OURS, "8 bits, AVX2", variables=OURS_AVX2),
+    _llama("Q8_0", Q8_0, "8 bits, AVX2"),
     _openvino("int8", INT8_OPENVINO, "8 bits, AVX2", "AVX2", {}, OPENVINO_AVX2),
     _ours("bf16", BF16, "16 bits"),
     _llama("BF16", BF16, "16 bits"),
