@@ -94,7 +94,8 @@ def interpreter(environment: Environment, cache: Path) -> Path:
         return python
     print(f"installing {', '.join(environment.requirements)}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", str(directory)], environment)
-    source = ["--no-binary", environment.from_source] if environment.from_source else []
+    # pip's cache does not know the variables that a wheel was built with.
+    source = ["--no-cache-dir", "--no-binary", environment.from_source] if environment.from_source else []
     _run([str(python), "-m", "pip", "install", *source, *environment.requirements], environment)
     if environment.removed:
         _run([str(python), "-m", "pip", "uninstall", "--yes", *environment.removed], environment)

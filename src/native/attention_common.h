@@ -84,7 +84,7 @@ struct Unrounded {
 // Turn one row's scores into exp(score * scale - max) with exact zeros at masked keys, rounded as the value
 // product takes it; returns max and sum.
 template <class Rounding>
-inline void softmax_row(float* scores, const Span& keys, const Span& all, float scale, float& max, float& sum) {
+__attribute__((noinline)) void softmax_row(float* scores, const Span& keys, const Span& all, float scale, float& max, float& sum) {
   const Window window = in_partition(keys, all);
   const int begin = window.begin, end = window.end, first = begin / 16 * 16;
   const auto visible = [=](const Vec& v, int i, float fill) {  // most lines are seen whole

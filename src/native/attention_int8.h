@@ -62,9 +62,10 @@ inline void prefetch_scales(const AttentionCall& call, const uint8_t* block) {
   prefetch_far(scales + kBlockTokens);
 }
 
-// Scores of kRows rows with kBlocks blocks side by side.
+// Scores of kRows rows with kBlocks blocks side by side. A function by itself, as sum_values is: among others GCC 12 keeps the
+// sums in the frame.
 template <int kRows, int kBlocks>
-inline void score_blocks(const AttentionCall& call, const uint8_t* const* blocks, const Int8Query& query,
+__attribute__((noinline)) void score_blocks(const AttentionCall& call, const uint8_t* const* blocks, const Int8Query& query,
                          float* scores) {
   const int64_t num_words = query_words(call), value_offset = kv_part_bytes(KvFormat::kInt8, call.head_dim);
   IVec sums[kRows][kBlocks];
@@ -145,7 +146,7 @@ inline float pack_int8_weights(const AttentionCall& call, const RowPanel& panel,
 
 // partial[row][d ..] of kLines lines of sixteen dimensions over blocks [begin, end); kTail: one line of `lanes`.
 template <int kRows, int kLines, bool kTail>
-inline void sum_values(const AttentionCall& call, const RowPanel& panel, int64_t d, int lanes, const uint8_t* pieces,
+__attribute__((noinline)) void sum_values(const AttentionCall& call, const RowPanel& panel, int64_t d, int lanes, const uint8_t* pieces,
                        const float* units, float* partial, int64_t padded_dim) {
   const int64_t begin = panel.all.begin / kBlockTokens, end = (panel.all.end + kBlockTokens - 1) / kBlockTokens;
   const int64_t dim = round_up(call.head_dim, 4), value_offset = kv_part_bytes(KvFormat::kInt8, call.head_dim);
@@ -161,6 +162,7 @@ inline void sum_values(const AttentionCall& call, const RowPanel& panel, int64_t
     if (d == 0) prefetch_scales(call, next_block);
     const uint8_t* next = next_block + d * 4;
     const uint8_t* weights = pieces + b % kPartitionBlocks * kBlockTokens;
+#pragma GCC unroll 1  // with more, GCC 12 spills
     for (int g = 0; g < kBlockTokens / 4; ++g) {
       IVec lines[kLines];
 #pragma GCC unroll 4

@@ -5,6 +5,7 @@ Job options: `quant` (int4, int8 or bf16) and `kv` (bf16 or int8).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -74,7 +75,9 @@ class OursSession(Session):
 
 
 def main() -> None:
-    serve_job(OursSession, {"openautoglm": __version__, "isa": _core.selected_isa()})
+    serve_job(
+        OursSession, {"openautoglm": __version__, "isa": os.environ.get("OPENAUTOGLM_ISA") or _core.selected_isa()}
+    )
 
 
 if __name__ == "__main__":
