@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import IO
 
 from openautoglm.engine.client import EngineDescription
 from openautoglm.engine.heartbeat import Heartbeat
+from openautoglm.engine.life import LifeWatch
 from openautoglm.engine.options import EngineOptions
 from openautoglm.engine.remote import SocketEngineClient
 from openautoglm.engine.wire import (
@@ -58,6 +58,10 @@ class EngineProcess:
         self._directory = _private_directory()
         self._heartbeat = Heartbeat(self._directory / HEARTBEAT_NAME, create=True)
         self._process: subprocess.Popen[bytes] | None = None
+        self._life: LifeWatch | None = None
+        # Who closes must not be overtaken by a thread that starts a worker.
+        self._lock = threading.Lock()
+        self._closed = False
         self.socket_path = self._directory / SOCKET_NAME
 
     @property
@@ -75,6 +79,10 @@ class EngineProcess:
         """The worker's counter: while it loads, steps or idles, it grows."""
         return self._heartbeat.value
 
+    def stalled(self) -> str | None:
+        """Return why the started worker counts as stalled, None while it does not; ask every second or more often."""
+        return None if self._life is None else self._life.look()
+
     def client(self, *, max_unread_bytes: int | None = None) -> SocketEngineClient:
         """Return a new client of the engine; see `SocketEngineClient`."""
         return SocketEngineClient(self.socket_path, max_unread_bytes=max_unread_bytes)
@@ -89,8 +97,11 @@ class EngineProcess:
         """
         if self.alive:
             raise EngineError("the engine process runs already: stop it first")
-        self._kill()
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.kill()
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine process is closed: make a new one")
+            process = self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             level = logging.getLevelName(get_logger(ROOT_LOGGER_NAME).getEffectiveLevel())
             self._send(
@@ -102,9 +113,11 @@ class EngineProcess:
                     log_format=configured_format(),
                 )
             )
-            return self._await_ready(self._process, progress, stalled_seconds)
+            description = self._await_ready(process, progress, stalled_seconds)
+            self._life = LifeWatch(process.pid, lambda: self.heartbeat)
+            return description
         except BaseException:
-            self._kill()
+            self.kill()
             raise
 
     def stop(self, *, grace_seconds: float = 10.0) -> int | None:
@@ -122,11 +135,27 @@ class EngineProcess:
                     process.wait(1.0)
                 except subprocess.TimeoutExpired:
                     process.kill()
-        self._kill()
+        self.kill()
         return process.returncode
 
+    def kill(self) -> None:
+        """End the worker at once, also one that is stopped, and leave nothing of it: no process, no pipe, no socket."""
+        self._life = None
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                _close_pipe(pipe)
+        self.socket_path.unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Stop the worker and remove the directory; safe to call twice."""
+        """Stop the worker, also while it loads, and remove the directory; safe to call twice, and from any thread."""
+        with self._lock:
+            self._closed = True
         self.stop()
         self._heartbeat.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -149,18 +178,17 @@ class EngineProcess:
         reports: queue.SimpleQueue[ReportFrame | EngineError | None] = queue.SimpleQueue()
         stdout = process.stdout
         threading.Thread(target=_read_reports, args=(stdout, reports), daemon=True).start()
-        beats, beat_seconds = self.heartbeat, time.monotonic()
+        # Its heart beats with every slice that it loads; waiting for a network or another process shows nowhere.
+        life = LifeWatch(
+            process.pid, lambda: self.heartbeat, silent_seconds=stalled_seconds, busy_seconds=stalled_seconds
+        )
         while True:
             try:
                 report = reports.get(timeout=min(1.0, stalled_seconds))
             except queue.Empty:
-                if self.heartbeat != beats:
-                    beats, beat_seconds = self.heartbeat, time.monotonic()
-                elif time.monotonic() - beat_seconds > stalled_seconds:
-                    message = f"the engine process gave no sign of life for {stalled_seconds:g} s while loading"
-                    raise EngineError(f"{message}: see its log above") from None
+                if (reason := life.look()) is not None:
+                    raise EngineError(f"the engine process {reason} while loading: see its log above") from None
                 continue
-            beats, beat_seconds = self.heartbeat, time.monotonic()
             match report:
                 case Loading(progress=news):
                     if progress is not None:
@@ -183,19 +211,6 @@ class EngineProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             return  # it has just ended, which whoever waits for it will see
-
-    def _kill(self) -> None:
-        """Leave nothing of the worker: no process, no pipe, no socket."""
-        process = self._process
-        if process is None:
-            return
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                _close_pipe(pipe)
-        self.socket_path.unlink(missing_ok=True)
 
 
 def _read_reports(stdout: IO[bytes], reports: queue.SimpleQueue[ReportFrame | EngineError | None]) -> None:

@@ -270,6 +270,8 @@ async def _serve_until_stopped(
     finally:
         for task in (watching, *beside):
             task.cancel()
+        # Ends also one that is being started again, whose thread would else be waited for.
+        await asyncio.to_thread(process.close)
         await asyncio.gather(watching, *beside, return_exceptions=True)
 
 
