@@ -96,7 +96,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
             return b"".join(pieces)
 
 
-def check_structure(data: bytes, max_depth: int) -> int:
+def check_structure(data: bytes, max_depth: int, what: str = "the body") -> int:
     """Return how many strings, brackets and braces there are; raise `ReplyError` for too many or too deep ones."""
     depth = count = 0
     for count, match in enumerate(_STRUCTURE.finditer(data), start=1):
@@ -106,9 +106,9 @@ def check_structure(data: bytes, max_depth: int) -> int:
         elif first in b"]}":
             depth -= 1
         if depth > max_depth:
-            raise _bad_json(f"the body nests deeper than {max_depth} levels")
+            raise _bad_json(f"{what} nests deeper than {max_depth} levels")
         if count > _MAX_STRUCTURE:
-            raise _bad_json(f"the body has more than {_MAX_STRUCTURE} strings, lists and objects")
+            raise _bad_json(f"{what} has more than {_MAX_STRUCTURE} strings, lists and objects")
     return count
 
 

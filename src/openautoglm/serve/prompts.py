@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
+from openautoglm.serve.body import check_structure
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.privacy import MAX_MATCHES, redact_value
 from openautoglm.serve.schemas import ChatMessage
@@ -25,6 +26,8 @@ T = TypeVar("T")
 # A prompt may be this many times as long as the context before it is cut: what is longer costs more memory to read
 # than it is worth, and is refused.
 LONGEST_CONTEXTS = 4
+# Arguments of tool calls are JSON inside the body's JSON, whose own depth says nothing of theirs.
+_MAX_ARGUMENTS_DEPTH = 64
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {
     "image_url": "images",
@@ -176,6 +179,7 @@ def _plain_tool_call(call: Mapping[str, Any], where: str) -> dict[str, object]:
         raise InvalidRequestError(f"{where} needs a function with a name", param=where)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
+        check_structure(arguments.encode(), _MAX_ARGUMENTS_DEPTH, f"the JSON of {where}")
         try:
             arguments = msgspec.json.decode(arguments or "{}")
         except msgspec.DecodeError as error:
