@@ -4,7 +4,8 @@
 
 A kill is SIGKILL, a stop is SIGSTOP. After each: the server is not ready within 2 s (a stopped engine: 4 s), requests
 end with a typed error within 5 s (10 s), the same question gets the same answer within the load's time and 5 s more
-(15 s), and nothing is left: no file, socket, shared memory, process or descriptor. Exit code 1 where one of these fails.
+(15 s), and nothing is left: no file, socket, shared memory, process or descriptor. Exit code 1 where one of these
+fails.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ from overload.server import RunningServer, running_server, wait_until_idle
 POLL_SECONDS = 0.02
 ANSWER_SECONDS = 60.0
 CONTEXT_TOKENS = 1024
+PROGRAMS = ("template_worker", "engine.worker")
 QUESTION = {"messages": [{"role": "user", "content": "What does textwrap.dedent do?"}], "max_tokens": 16,
             "temperature": 0}  # fmt: skip
 # Small enough that requests wait and are set back, so that they are met in every stage.
-SETTINGS = ("--threads", "1", "--context", str(CONTEXT_TOKENS), "--concurrency", "2", "--max-running", "3", "--chunk", "64",
-            "--spill-memory", "4MiB", "--spill-disk", "16MiB")  # fmt: skip
+SETTINGS = (
+    "--threads", "1", "--context", str(CONTEXT_TOKENS), "--concurrency", "2", "--max-running", "3", "--chunk", "64",
+    "--spill-memory", "4MiB", "--spill-disk", "16MiB",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +143,9 @@ def children(pid: int) -> dict[int, str]:
     found = {}
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in file.read_text().split():
-            command = Path(f"/proc/{child}/cmdline").read_text()
-            name = next((name for name in ("template_worker", "engine.worker") if name in command), command or "zombie")
-            found[int(child)] = name
+            with contextlib.suppress(FileNotFoundError):
+                command = Path(f"/proc/{child}/cmdline").read_text()
+                found[int(child)] = next((name for name in PROGRAMS if name in command), command or "zombie")
     return found
 
 
@@ -155,7 +159,7 @@ def num_open(server: RunningServer) -> Counter[str]:
     found = Counter[str]()
     for entry in Path(f"/proc/{server.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found[os.readlink(entry).partition(":")[0]] += 1
+            found[str(entry.readlink()).partition(":")[0]] += 1
     return found
 
 
@@ -277,9 +281,7 @@ def end_many(
     return ends
 
 
-def serve_and_end(
-    model: str, signals: Sequence[signal.Signals], seed: int
-) -> tuple[float, list[End], list[str]]:
+def serve_and_end(model: str, signals: Sequence[signal.Signals], seed: int) -> tuple[float, list[End], list[str]]:
     """Serve, send the signals, and stop; return the load's time, what came of each, and everything that was wrong."""
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         directory, begin = Path(name), time.monotonic()

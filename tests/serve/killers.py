@@ -73,7 +73,9 @@ def nested(depth: int, inner: object = 1) -> object:
 
 def request(body: object, path: str = COMPLETION) -> bytes:
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
     return head.encode() + content
 
 
@@ -92,7 +94,9 @@ PARAMETERS = {
     "all penalties": field("frequency_penalty", 2, presence_penalty=-2, repetition_penalty=0.01, temperature=1),
     "the smallest seed": field("seed", -(2**63)),
     "a seed of 2**64": field("seed", 2**64),
-    "an integer of 4,000 digits": raw(b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 4000 + b"}"),
+    "an integer of 4,000 digits": raw(
+        b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 4000 + b"}"
+    ),
     "a float of 100,000 digits": raw(
         b'{"prompt": "x", "max_tokens": 1, "temperature": 0.' + b"1" * 100_000 + b"}", 200, 400, path=COMPLETION
     ),
@@ -183,7 +187,9 @@ STRUCTURES = {
     "no JSON at all": raw(b"\x00" * 100, path=COMPLETION),
     "plain text": raw(b'{"prompt": "x"}', 415, path=COMPLETION, headers=(("Content-Type", "text/plain"),)),
     "a form": raw(b"prompt=x", 415, path=COMPLETION, headers=(("Content-Type", "application/x-www-form-urlencoded"),)),
-    "several parts": raw(b"--x--", 415, path=COMPLETION, headers=(("Content-Type", "multipart/form-data; boundary=x"),)),
+    "several parts": raw(
+        b"--x--", 415, path=COMPLETION, headers=(("Content-Type", "multipart/form-data; boundary=x"),)
+    ),
     "a bomb of gzip": raw(
         b"\x1f\x8b\x08" + b"\x00" * 1000, 415, path=COMPLETION, headers=(*JSON, ("Content-Encoding", "gzip"))
     ),

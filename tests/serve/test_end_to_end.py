@@ -259,6 +259,9 @@ def test_an_engine_that_dies_ends_its_requests_and_comes_back(directory: Path) -
             os.kill(server.children()["engine"], signal.SIGKILL)
             rest = [line for line in lines if line.startswith("data: ")]
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_unavailable"
+        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
         deadline = time.monotonic() + START_SECONDS
         # The port never goes away.
         while httpx.get(f"{server.url}/health", timeout=10).status_code != 200:

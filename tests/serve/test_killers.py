@@ -20,13 +20,14 @@ ANSWER_SECONDS = 20.0
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 
 
+SONG = {
+    "messages": [QUESTION], "max_tokens": 60, "ignore_eos": True, "temperature": 0.8, "seed": 7, "stream": True,
+    "logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True},
+}  # fmt: skip
+
+
 class Canary(threading.Thread):
     """Streams one answer again and again; each must be the first one, to the last bit of its logprobs."""
-
-    BODY = {
-        "messages": [QUESTION], "max_tokens": 60, "ignore_eos": True, "temperature": 0.8, "seed": 7, "stream": True,
-        "logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True},
-    }  # fmt: skip
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -37,7 +38,7 @@ class Canary(threading.Thread):
         self.wrong: list[object] = []
 
     def sing(self) -> tuple[str, object, object, object]:
-        answer = self._client.post("/v1/chat/completions", json=self.BODY)
+        answer = self._client.post("/v1/chat/completions", json=SONG)
         lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
         assert (answer.status_code, lines[-1]) == (200, "[DONE]"), answer.text
         chunks = [json.loads(line) for line in lines[:-1]]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from engine_kills import children, serve_and_end
@@ -62,17 +60,15 @@ def test_an_engine_that_never_comes_up_again_ends_the_server(directory: Path) ->
     assert [path.name for path in directory.iterdir()] == ["stderr"]
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(directory: Path, second: signal.Signals) -> None:
-    with running(directory) as server:
-        with send(server, prompt="def ", max_tokens=2000, n=8) as connection:
-            assert connection.recv(1)
-            server.process.terminate()
-            within(10, lambda: "finishing 1 requests" in server.errors.read_text())
-            begin = time.monotonic()
-            server.process.send_signal(second)
-            server.process.wait(20)
-            assert time.monotonic() - begin < 3
+def test_a_second_signal_ends_it_at_once(directory: Path) -> None:
+    with running(directory) as server, send(server, prompt="def ", max_tokens=2000, n=8) as connection:
+        assert connection.recv(1)
+        server.process.terminate()
+        within(10, lambda: "finishing 1 requests" in server.errors.read_text())
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(20)
+        assert time.monotonic() - begin < 3
     assert [path.name for path in directory.iterdir()] == ["stderr"]
 
 
@@ -92,29 +88,6 @@ def test_sigterm_while_the_engine_is_started_again_waits_for_no_load(directory: 
         begin = time.monotonic()
         server.process.terminate()
         assert server.process.wait(30) == 0
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 5
     assert not Path(f"/proc/{new[0]}").exists()
     assert [path.name for path in directory.iterdir()] == ["stderr"]
-
-
-def test_the_port_answers_while_the_engine_is_replaced(directory: Path) -> None:
-    with running(directory) as server:
-        answers: list[httpx.Response] = []
-        stopped = threading.Event()
-
-        def ask() -> None:
-            with httpx.Client(base_url=server.url, timeout=30) as client:
-                while not stopped.is_set():
-                    answers.append(client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1}))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        within(10, lambda: len(answers) > 3)
-        os.kill(server.children()["engine"], signal.SIGKILL)
-        within(20, lambda: {answer.status_code for answer in answers} == {200, 503} and answers[-1].status_code == 200)
-        stopped.set()
-        asking.join(30)
-    for answer in answers:
-        if answer.status_code == 503:
-            assert answer.json()["error"]["code"] == "engine_unavailable"
-            assert int(answer.headers["retry-after"]) > 0

@@ -21,8 +21,8 @@ class LifeWatch:
 
     A beat may stay out for long while one layer is computed or read on a slow machine, so for `busy_seconds` whatever
     uses the processor or reads from a disk gets on. What does neither has `silent_seconds`, and where it is stopped
-    (SIGSTOP) at most `STOPPED_SECONDS`. Of the time between two looks at most a second counts: a watcher that was stopped itself, or frozen along
-    with what it watches, must not take its own absence for silence.
+    (SIGSTOP) at most `STOPPED_SECONDS`. Of the time between two looks at most a second counts: a watcher that was
+    stopped itself, or frozen along with what it watches, must not take its own absence for silence.
     """
 
     def __init__(

@@ -125,7 +125,8 @@ class EngineProcess:
         process = self._process
         if process is None:
             return None
-        if process.poll() is None:
+        # One that still loads has nothing to finish.
+        if process.poll() is None and self._life is not None:
             self._send(Stop())
             try:
                 process.wait(grace_seconds)
