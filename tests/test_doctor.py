@@ -62,10 +62,10 @@ def test_a_model_that_is_too_big_says_what_fits(tmp_path):
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 16384,
-        "intermediate_size": 53248,
-        "num_hidden_layers": 1000,  # three trillion parameters: more than any machine holds
-        "num_attention_heads": 128,
+        "hidden_size": 65536,
+        "intermediate_size": 212992,
+        "num_hidden_layers": 80,  # four trillion parameters: more than any machine holds
+        "num_attention_heads": 512,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
         "max_position_embeddings": 131072,

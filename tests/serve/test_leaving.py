@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import socket
 import tempfile
@@ -13,19 +14,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from openautoglm.engine.options import EngineOptions
 from openautoglm.units import KIB
 from tests.serve.test_end_to_end import Server, running
 
 FREE_SECONDS = 0.5
+NUM_QUEUED = 512
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """One sequence at a time, in small steps: others wait, and a long prompt takes its time."""
-    with (
-        tempfile.TemporaryDirectory(prefix="oag-") as name,
-        running(Path(name), "--max-running", "1", "--chunk", "16") as it,
-    ):
+    arguments = ("--max-running", "1", "--chunk", "16", "--max-queued", str(NUM_QUEUED))
+    with tempfile.TemporaryDirectory(prefix="oag-") as name, running(Path(name), *arguments) as it:
         yield it
 
 
@@ -105,14 +106,15 @@ def test_while_a_whole_answer_is_made(server: Server) -> None:
 
 
 def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
-    """By default 256 may wait; who comes then is told within 0.1 s when to come again."""
+    """Who comes when 512 wait is told within 0.1 s when to come again; by default half as many may."""
+    assert inspect.signature(EngineOptions).parameters["max_queued"].default == NUM_QUEUED // 2
     connections = []
     try:
-        # The first four keep it busy. None is a stream, which would be ended because nobody reads it.
-        for index in range(260):
+        # The first keep it busy. None is a stream, which would be ended because nobody reads it.
+        for index in range(NUM_QUEUED + 4):
             most = 2000 if index < 4 else 1
             connections.append(send(server, prompt="class ", max_tokens=most, stream=False))
-        within(20, lambda: waiting(server) >= 256)
+        within(30, lambda: waiting(server) >= NUM_QUEUED)
         with httpx.Client(base_url=server.url) as client:
             client.get("/health")
             seconds = []
@@ -138,6 +140,7 @@ def private_bytes(pid: int) -> int:
 
 
 def test_readers_of_a_byte_per_second_hold_little_and_change_nothing_for_others() -> None:
+    """What they do to the time of others is `benchmarks/slow_readers.py`."""
     num_readers = 64
     with (
         tempfile.TemporaryDirectory(prefix="oag-") as name,
@@ -156,15 +159,19 @@ def test_readers_of_a_byte_per_second_hold_little_and_change_nothing_for_others(
                 connection = send(server, prompt=[100 + index], max_tokens=max_tokens, receive_bytes=2048)
                 connection.setblocking(False)
                 readers.append(connection)
-            time.sleep(1)
-        most, begin = 0, time.monotonic()
-        while time.monotonic() - begin < 20:
+            within(20, lambda: waiting(server) == 0)
+        most, generated = 0, -1.0
+        # Until their answers are made or given up, for as long as they wait to be read.
+        while generated != (now := server.metric('vllm:generation_tokens_total{model_name="demo"}')):
+            generated = now
             for connection in readers:
                 with contextlib.suppress(BlockingIOError):
                     connection.recv(1)
-            assert server.chat() == expected
-            most = max(most, private_bytes(server.process.pid) - before)
-            time.sleep(1)
+            begin = time.monotonic()
+            while time.monotonic() - begin < 1:
+                most = max(most, private_bytes(server.process.pid) - before)
+                time.sleep(0.1)
+        assert server.chat() == expected
         assert most <= num_readers * 64 * KIB
         for connection in readers:
             connection.close()

@@ -1,0 +1,120 @@
+"""The server against its own OpenAPI: whatever fits the description, or just does not, is answered as it says.
+
+schemathesis makes the requests; the routes are whatever the running server describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from openautoglm.serve.access import AccessOptions
+from openautoglm.text.tokenizer import Tokenizer
+from tests.serve.live import Live, live_server
+
+KEY = "oag-described"
+AUTHORIZATION = {"Authorization": f"Bearer {KEY}"}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    ignored_auth,
+]
+# Of one request, beside what it may generate: an answer that takes longer hangs.
+ANSWER_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def described(tokenizer: Tokenizer) -> Iterator[Live]:
+    with live_server(tokenizer, access=AccessOptions(api_key=KEY, admin_key=KEY, metrics_key=KEY)) as server:
+        yield server
+
+
+def description(server: Live) -> dict[str, Any]:
+    found: dict[str, Any] = server.get("/openapi.json", headers=AUTHORIZATION).json()
+    return found
+
+
+def failures(server: Live, num_examples: int) -> dict[str, str]:
+    """Send so many requests to each operation, half of them broken on purpose; return what was wrong, by operation."""
+    schema = schemathesis.openapi.from_dict(description(server))
+    wrong = {}
+    with requests.Session() as session:
+        session.headers.update(AUTHORIZATION)
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            for mode in GenerationMode:
+                try:
+                    run(server, session, operation, mode, num_examples // 2)
+                except Exception as error:  # noqa: BLE001  whatever it is, the other operations are tried too
+                    wrong[f"{operation.label}, {mode.value}"] = str(error)[:2000]
+    return wrong
+
+
+def run(server: Live, session: requests.Session, operation: Any, mode: GenerationMode, num_examples: int) -> None:
+    @seed(20261125)
+    @settings(
+        max_examples=num_examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def each(case: schemathesis.Case) -> None:
+        response = case.call(base_url=server.url, session=session, timeout=ANSWER_SECONDS)
+        case.validate_response(response, checks=CHECKS)
+
+    each()
+
+
+def test_every_operation_answers_as_described(described: Live) -> None:
+    assert failures(described, 50) == {}
+    described.http.headers.update(AUTHORIZATION)
+    described.still_answers()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_every_operation_answers_as_described_a_thousand_times(described: Live) -> None:
+    assert failures(described, 1000) == {}
+
+
+def test_what_is_described_is_complete(described: Live) -> None:
+    paths = description(described)["paths"]
+    for path, item in paths.items():
+        for method, operation in item.items():
+            responses = operation["responses"]
+            where = f"{method} {path}"
+            assert "422" not in responses, where
+            assert all(answer["content"] for answer in responses.values()), where
+            assert "500" in responses, where
+            assert ({"401", "403"} <= set(responses)) == ("security" in operation) == (path != "/health"), where
+            if "requestBody" in operation:
+                assert {"400", "408", "413", "415"} <= set(responses), where
+                assert operation["requestBody"]["content"].keys() == {"application/json"}, where
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        answer = paths[path]["post"]["responses"]
+        assert set(answer["200"]["content"]) == {"application/json", "text/event-stream"}
+        assert {"429", "503", "504", "404"} <= set(answer)
+    assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+
+
+def test_what_does_not_fit_the_description_is_found(described: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks can fail: here every generation breaks."""
+    monkeypatch.setattr(described.engine, "refuse", RuntimeError("a bug"))
+    assert any("/v1/chat/completions" in name for name in failures(described, 20))
