@@ -93,7 +93,7 @@ class EngineProcess:
         """Start the worker and wait until it accepts clients, relaying its progress.
 
         Raises what made the load fail (the worker's own error), or `EngineError` when the worker ended without a word
-        or neither reported nor beat for `stalled_seconds`.
+        or gave no sign of life for `stalled_seconds`.
         """
         if self.alive:
             raise EngineError("the engine process runs already: stop it first")
@@ -180,9 +180,7 @@ class EngineProcess:
         stdout = process.stdout
         threading.Thread(target=_read_reports, args=(stdout, reports), daemon=True).start()
         # Its heart beats with every slice that it loads; waiting for a network or another process shows nowhere.
-        life = LifeWatch(
-            process.pid, lambda: self.heartbeat, silent_seconds=stalled_seconds, busy_seconds=stalled_seconds
-        )
+        life = LifeWatch(process.pid, lambda: self.heartbeat, silent_seconds=stalled_seconds)
         while True:
             try:
                 report = reports.get(timeout=min(1.0, stalled_seconds))
