@@ -116,7 +116,8 @@ def main() -> None:
     for kind in KINDS:
         every = sorted(second for seconds in took[kind] for second in seconds)
         middle = ", ".join(f"{statistics.median(seconds):.3f}" for seconds in took[kind])
-        told = f"{kind:5}  {len(every):4} chats, median {statistics.median(every):.3f} s ({middle}), most {every[-1]:.3f} s"
+        told = f"{kind:5}  {len(every):4} chats, median {statistics.median(every):.3f} s ({middle}), "
+        told += f"most {every[-1]:.3f} s"
         print(f"{told}; {statistics.median(every) / alone:.1f} times as long as alone")
 
 

@@ -80,8 +80,8 @@ def add_schemas(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
                 schemas.update(schema.pop("$defs", {}))
                 schemas[kind.__name__] = schema
             described["components"]["securitySchemes"] = {_BEARER: {"type": "http", "scheme": "bearer"}}
-            for path, method, operation in _operations(described):
-                _complete(path, method, operation, schemas)
+            for path, operation in _operations(described):
+                _complete(path, operation, schemas)
             # FastAPI's own errors are answered like all others here.
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
@@ -91,15 +91,15 @@ def add_schemas(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
     app.openapi = describe  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
 
-def _operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _operations(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, item in described["paths"].items():
         for method in _METHODS:
             if method in item:
-                yield path, method, item[method]
+                yield path, item[method]
 
 
-def _complete(path: str, method: str, operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Add to one operation what holds for it because of its path, its method and its body."""
+def _complete(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Add to one operation what holds for it because of its path, its body and its parameters."""
     responses = operation["responses"]
     responses.pop("422", None)
     body = _body_schema(operation, schemas)
