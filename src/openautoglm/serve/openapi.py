@@ -103,7 +103,9 @@ def _complete(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> 
     responses = operation["responses"]
     responses.pop("422", None)
     body = _body_schema(operation, schemas)
-    responses["200"]["content"] = _content(path, body, responses["200"])
+    for status, answer in responses.items():
+        if status.startswith("2"):
+            answer["content"] = _content(path, body, answer)
     errors = dict(_ALWAYS)
     if path not in OPEN_PATHS:
         operation["security"] = [{_BEARER: []}]
