@@ -70,7 +70,7 @@ class LifeWatch:
     def _close_window(self) -> None:
         activity = self._activity(self._pid)
         if activity is None or self._before is None:
-            return  # it is gone, which its parent sees
+            return  # it is gone, which its parent sees, or this process has no descriptor left to look
         busy = activity.cpu_seconds - self._before.cpu_seconds > _BUSY_SHARE * self._window_seconds
         reads = activity.disk_bytes > self._before.disk_bytes
         self._silent_seconds = 0.0 if busy or reads else self._silent_seconds + self._window_seconds

@@ -24,11 +24,11 @@ class ProcessActivity:
 
 
 def process_activity(pid: int, root: Path = Path("/")) -> ProcessActivity | None:
-    """Return what the process has done so far; None for one that is gone."""
+    """Return what the process has done so far; None for one that is gone, or that cannot be looked at now."""
     directory = root / "proc" / str(pid)
     try:
         fields = (directory / "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     # Fields 3, 14 and 15: state, utime and stime.
     cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
