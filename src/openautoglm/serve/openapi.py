@@ -75,7 +75,8 @@ def add_schemas(app: FastAPI, kinds: tuple[type[BaseModel], ...]) -> None:
         if app.openapi_schema is None:
             described = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schemas = described.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (*kinds, ErrorAnswer, *_ANSWERS.values()):
+            every: tuple[type[BaseModel], ...] = (*kinds, ErrorAnswer, *_ANSWERS.values())
+            for kind in every:
                 schema = kind.model_json_schema(ref_template=_REFERENCE)
                 schemas.update(schema.pop("$defs", {}))
                 schemas[kind.__name__] = schema
