@@ -124,6 +124,15 @@ def test_what_is_described_is_complete(described: Live) -> None:
 
 
 def test_what_does_not_fit_the_description_is_found(described: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks can fail: here every generation breaks."""
-    monkeypatch.setattr(described.engine, "refuse", RuntimeError("a bug"))
-    assert failures(described, 10, "/v1/completions")
+    async def broken() -> None:
+        raise RuntimeError("a bug")
+
+    assert failures(described, 2, "GET /admin/memory") == {}
+    monkeypatch.setattr(described.engine, "memory", broken)
+    assert "500" in failures(described, 2, "GET /admin/memory")["GET /admin/memory, positive"]
+
+    async def otherwise() -> dict[str, object]:
+        return {"budget_bytes": "many", "tree_bytes": 1, "rung": "none", "ledger": {}}
+
+    monkeypatch.setattr(described.engine, "memory", otherwise)
+    assert "many" in failures(described, 2, "GET /admin/memory")["GET /admin/memory, positive"]
