@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 
 class _StopAtFirst(FailFast):
@@ -19,6 +19,18 @@ class _StopAtFirst(FailFast):
 
 
 TokenIds = Annotated[list[int], _StopAtFirst()]
+# What is checked elsewhere, for the server's description of itself.
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_STOP = {"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]}
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        {**_TEXTS, "minItems": 1},
+        _TOKENS,
+        {"type": "array", "items": _TOKENS, "minItems": 1},
+    ]
+}
 Role = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -53,7 +65,7 @@ class SamplingBody(Body):
     seed: int | None = None
     n: int | None = None
     # str, or list of str: checked in `sampling`, before anything is built from it
-    stop: Any = None
+    stop: Annotated[Any, WithJsonSchema(_STOP)] = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -101,7 +113,7 @@ class CompletionBody(SamplingBody):
     """POST /v1/completions."""
 
     # str, list of str, token ids, or list of token ids: checked in `prompts`
-    prompt: Any
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
     logprobs: int | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
