@@ -66,8 +66,15 @@ def failures(server: Live, num_examples: int, path: str = "") -> dict[str, str]:
                     if mode is GenerationMode.POSITIVE:
                         raise
                 except Exception as error:  # noqa: BLE001  whatever it is, the other operations are tried too
-                    wrong[f"{operation.label}, {mode.value}"] = str(error)[:2000]
+                    wrong[f"{operation.label}, {mode.value}"] = told(error)[:2000]
     return wrong
+
+
+def told(error: BaseException) -> str:
+    """Return what an error says; schemathesis raises groups of what it found in one answer."""
+    if isinstance(error, BaseExceptionGroup):
+        return "\n".join(told(one) for one in error.exceptions)
+    return str(error)
 
 
 def run(server: Live, session: requests.Session, operation: Any, mode: GenerationMode, num_examples: int) -> None:

@@ -20,6 +20,7 @@ from tests.serve.test_end_to_end import Server, running
 
 FREE_SECONDS = 0.5
 NUM_QUEUED = 512
+READ_SECONDS = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +161,11 @@ def test_readers_of_a_byte_per_second_hold_little_and_change_nothing_for_others(
                 connection.setblocking(False)
                 readers.append(connection)
             within(20, lambda: waiting(server) == 0)
-        most, generated = 0, -1.0
-        # Until their answers are made or given up, for as long as they wait to be read.
-        while generated != (now := server.metric('vllm:generation_tokens_total{model_name="demo"}')):
+        most, generated, asked = 0, -1.0, time.monotonic()
+        # Until all their answers are made or given up; what they may hold is full long before.
+        while time.monotonic() - asked < READ_SECONDS and generated != (
+            now := server.metric('vllm:generation_tokens_total{model_name="demo"}')
+        ):
             generated = now
             for connection in readers:
                 with contextlib.suppress(BlockingIOError):
