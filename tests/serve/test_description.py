@@ -65,7 +65,7 @@ def failures(server: Live, num_examples: int, path: str = "") -> dict[str, str]:
                     # Without a body, parameters and keys there is nothing to break.
                     if mode is GenerationMode.POSITIVE:
                         raise
-                except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  whatever it is, the other operations are tried too
+                except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  the other operations are tried too
                     wrong[f"{operation.label}, {mode.value}"] = told(error)[:2000]
     return wrong
 
