@@ -141,7 +141,7 @@ def private_bytes(pid: int) -> int:
 
 
 def test_readers_of_a_byte_per_second_hold_little_and_change_nothing_for_others() -> None:
-    """What they do to the time of others is `benchmarks/slow_readers.py`."""
+    """Not shown: that they take no time from others, which depends on the machine's load."""
     num_readers = 64
     with (
         tempfile.TemporaryDirectory(prefix="oag-") as name,
