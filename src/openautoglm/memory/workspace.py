@@ -149,7 +149,8 @@ def sampler_ranking_bytes(vocab_size: int) -> int:
 
 def _panel_bytes(num_rows: int, num_groups: int) -> int:
     """Return the bytes of quantised rows in panels: values, and scales and sums of each 32 of them at most."""
-    return _aligned(num_rows * num_groups * ACTIVATION_GROUP) + 2 * _aligned(num_rows * num_groups * _MOST_FLUSHES * _FLOAT)
+    factors = _aligned(num_rows * num_groups * _MOST_FLUSHES * _FLOAT)
+    return _aligned(num_rows * num_groups * ACTIVATION_GROUP) + 2 * factors
 
 
 def _attention_scratch_bytes(head_dim: int) -> int:
