@@ -114,7 +114,7 @@ def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
         # The first keep it busy. None is a stream, which would be ended because nobody reads it.
         for index in range(NUM_QUEUED + 4):
             most = 2000 if index < 4 else 1
-            connections.append(send(server, prompt="class ", max_tokens=most, ignore_eos=True, stream=False))
+            connections.append(send(server, prompt="class ", max_tokens=most, stream=False))
         within(30, lambda: waiting(server) >= NUM_QUEUED)
         with httpx.Client(base_url=server.url) as client:
             client.get("/health")
