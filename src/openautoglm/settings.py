@@ -226,6 +226,12 @@ SETTINGS = (
     SettingSpec(
         name="reasoning_parser", default="off", check=_one_of(*REASONING_PARSERS), help="How reasoning is told."
     ),
+    SettingSpec(name="jwt_issuer", default=None, check=_text, help="OpenID Connect provider whose tokens let in."),
+    SettingSpec(name="jwt_audience", default=None, check=_text, help="Whom its tokens must be meant for."),
+    SettingSpec(name="jwt_keys", default=None, check=_text, help="File or address of its keys."),
+    SettingSpec(name="jwt_role_claim", default=None, check=_text, help="Claim that tells roles."),
+    SettingSpec(name="jwt_roles", default=None, check=_text, help="Roles by that claim's values."),
+    SettingSpec(name="jwt_tenant_claim", default=None, check=_text, help="Claim whose value is the tenant."),
     SettingSpec(name="redact", default="off", check=_one_of(*REDACT_MODES), help="What is done about private data."),
     SettingSpec(name="redact_kinds", default=None, check=_redact_kinds, help="Kinds of private data to look for."),
     SettingSpec(name="redact_answers", default=False, check=_switch, help="Whether answers are redacted too."),

@@ -8,11 +8,16 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openautoglm.errors import ConfigError
 from openautoglm.log import get_logger
 from openautoglm.serve.keys import KeyLimits, KeyRecord, Role, key_digest, read_keys
 from openautoglm.serve.replies import ErrorReply
+from openautoglm.serve.token_options import TokenOptions
+
+if TYPE_CHECKING:
+    from openautoglm.serve.tokens import TokenVerifier
 
 # Open without a key, and answered while the server drains.
 OPEN_PATHS = frozenset({"/health"})
@@ -52,18 +57,20 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessOptions:
-    """Where keys come from: single ones, and a file of many. With neither `api_key` nor `keys_file` everybody may
-    generate and read metrics, which only loopback allows; /admin needs a key always."""
+    """Where keys come from: single ones, a file of many, and tokens of an identity provider. Without `api_key`,
+    `keys_file` and `tokens` everybody may generate and read metrics, which only loopback allows; /admin needs a key
+    always."""
 
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
     metrics_key: str | None = field(default=None, repr=False)
     keys_file: Path | None = None
+    tokens: TokenOptions | None = None
 
     @property
     def guarded(self) -> bool:
         """Whether strangers are kept out."""
-        return self.api_key is not None or self.keys_file is not None
+        return self.api_key is not None or self.keys_file is not None or self.tokens is not None
 
 
 def role_of(path: str) -> Role | None:
@@ -82,7 +89,7 @@ class Access:
     """Knows the keys and decides."""
 
     def __init__(self, options: AccessOptions | None = None) -> None:
-        """Read the keys; raise `ConfigError` for a file that cannot be used."""
+        """Read the keys; raise `ConfigError` for a source that cannot be used."""
         options = options or AccessOptions()
         self._file = options.keys_file
         self._secret = secrets.token_bytes(32)
@@ -101,6 +108,7 @@ class Access:
         self._keys = self._single
         unguarded = {Role.USER} if options.metrics_key is not None else {Role.USER, Role.METRICS}
         self._stranger = Caller(name="stranger", roles=frozenset(() if options.guarded else unguarded))
+        self._tokens = _verifier(options.tokens)
         self._stamp: tuple[int, ...] = ()
         if self._file is not None:
             self._stamp = _stamp(self._file)
@@ -114,14 +122,18 @@ class Access:
         role = role_of(path)
         if role is not None and role in caller.roles:
             return caller
-        if role is Role.ADMIN and not any(Role.ADMIN in key.caller.roles for key in self._keys):
+        if (
+            role is Role.ADMIN
+            and self._tokens is None
+            and not any(Role.ADMIN in key.caller.roles for key in self._keys)
+        ):
             return ErrorReply(
                 status=403,
                 message="this server has no admin key: start it with OPENAUTOGLM_ADMIN_KEY (or --admin-key), or with a "
                 "--keys-file that has one, for /admin",
                 code="no_admin_key",
             )
-        if not caller.roles or (caller is self._stranger and role is not None):
+        if caller is self._stranger and (role is not None or not caller.roles):
             needed = "its API key" if role in (None, Role.USER) else f"a key with the role {role}"
             return ErrorReply(
                 status=401,
@@ -136,9 +148,9 @@ class Access:
         )
 
     @property
-    def follows_file(self) -> bool:
-        """Whether there is a file whose keys may change."""
-        return self._file is not None
+    def may_change(self) -> bool:
+        """Whether keys come from where they may change."""
+        return self._file is not None or self._tokens is not None
 
     def reload_if_changed(self, *, force: bool = False) -> bool:
         """Read the keys file again if it has changed; return whether that was done.
@@ -168,7 +180,16 @@ class Access:
         for key in self._keys:
             if hmac.compare_digest(digest, key.digest) and (key.expires is None or time.time() < key.expires):
                 found = key.caller
+        if found is self._stranger and self._tokens is not None:
+            identity = self._tokens.verify(text)
+            if identity is not None:
+                # An issuer's tenants are not those of the keys file, whatever they are called.
+                return self._caller(f"jwt:{identity.name}", identity.roles, f"jwt:{identity.tenant}")
         return found
+
+    def refresh_tokens(self) -> bool:
+        """Read the keys of tokens again if that is due; return whether it was done."""
+        return self._tokens is not None and self._tokens.keys.refresh()
 
     def _take(self, records: tuple[KeyRecord, ...]) -> None:
         self._keys = [
@@ -192,10 +213,21 @@ class Access:
 
 
 async def keep_current(access: Access) -> None:
-    """Follow the keys file for ever."""
+    """Follow the keys for ever."""
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         await asyncio.to_thread(access.reload_if_changed)
+        await asyncio.to_thread(access.refresh_tokens)
+
+
+def _verifier(options: TokenOptions | None) -> TokenVerifier | None:
+    if options is None:
+        return None
+    options.check()
+
+    from openautoglm.serve.tokens import TokenVerifier  # needs an extra
+
+    return TokenVerifier(options)
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -251,7 +251,7 @@ async def _serve_until_stopped(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(keep_running(process, context.slow_start.begin))
     beside = [asyncio.create_task(_trim_when_idle(context.drain))]
-    if context.access.follows_file:
+    if context.access.may_change:
         beside.append(asyncio.create_task(keep_current(context.access)))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)

@@ -42,7 +42,7 @@ def check_bind(host: str, *, guarded: bool) -> None:
     if not guarded and not is_loopback(host):
         raise ConfigError(
             f"--host {host} lets other machines in, and no API key is set: set OPENAUTOGLM_API_KEY (or --api-key), or "
-            "a --keys-file, or listen on 127.0.0.1"
+            "a --keys-file, or --jwt-issuer, or listen on 127.0.0.1"
         )
 
 
