@@ -1,4 +1,4 @@
-"""Prompts appear in no sink of a real server: log at its most talkative, errors, metrics, audit log, crash output."""
+"""Prompts appear in no sink of a real server: log, errors, metrics, audit log, traces, profiles, crash output."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.serve.test_end_to_end import Server, running
+from tests.serve.test_tracing import collecting
 
 CANARY = "kanarienvogel-9c1f"
 KEY = "k" * 32
@@ -86,6 +87,9 @@ def tell_all(server: Server, sinks: dict[str, str]) -> None:
         report = client.post("/admin/memory/report", json={"trace": True}, headers=headers_for("/admin"))
         assert report.status_code == 200, report.text
         sinks["report"] = report.text
+        profile = client.post("/admin/profile", json={"seconds": 0.3}, headers=headers_for("/admin"))
+        assert profile.status_code == 200, profile.text
+        sinks["profile"] = profile.text
         for path in ("/metrics", "/health", "/admin/memory", "/openapi.json"):
             sinks[path] = client.get(path, headers=headers_for(path)).text
 
@@ -131,14 +135,19 @@ def test_prompts_appear_in_no_sink(tmp_path: Path) -> None:
         "--concurrency",
         "2",
     )
-    with running(tmp_path, *arguments, environment=AUDIT, options=LOGGING) as server:
+    with (
+        collecting() as collector,
+        running(tmp_path, *arguments, "--otlp-endpoint", collector.url, environment=AUDIT, options=LOGGING) as server,
+    ):
         tell_all(server, sinks)
         kill_the_engine(server, sinks)
         server.process.terminate()
         output, _ = server.process.communicate(timeout=60)
         sinks["stdout"] = output
         sinks["stderr"] = server.errors.read_text()
+        sinks["traces"] = b"".join(collector.raw).decode("latin-1")
     sinks["audit"] = audit.read_text()
+    assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans}
     # Whatever the processes say, tables and tracebacks included, is a line of JSON, and each request has one.
     told = [json.loads(line) for line in sinks["stderr"].splitlines()]
     answered = [line for line in told if line["message"].startswith("request ") and line.get("route") == "/v1/split"]
