@@ -171,6 +171,19 @@ def test_the_engines_record_tells_the_times(traced: Live, spans: Collector, monk
     assert [attributes(span)["openautoglm.prompt"] for span in parts[1:]] == [0, 0, 0, 1, 1, 1]
 
 
+def test_calls_of_tools_are_spans(traced: Live, spans: Collector) -> None:
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    for stream in (False, True):
+        assert traced.chat(f"Wait. {call}\n{call}", tools=[tool], stream=stream).status_code == 200
+    for root in spans.wait(2):
+        parts = [span for span in spans.spans if span.parent_span_id == root.span_id]
+        first, second = [span for span in parts if span.name == "tool"]
+        (decode,) = [span for span in parts if span.name == "decode"]
+        assert decode.start_time_unix_nano <= first.start_time_unix_nano < first.end_time_unix_nano
+        assert first.end_time_unix_nano <= second.start_time_unix_nano < second.end_time_unix_nano
+
+
 def test_a_clients_trace_is_continued(traced: Live, spans: Collector) -> None:
     header = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     answer = traced.post("/v1/completions", {"prompt": "x", "stream": True}, headers=header)

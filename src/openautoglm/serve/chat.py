@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +45,7 @@ class ChatChoices(Choices):
         self._logprobs = logprobs
         self._messages = [_Message() for _ in parsers]
         self.generation: Generation | None = None
+        self._told = [0.0] * len(parsers)
 
     def opening(self) -> list[dict[str, object]]:
         """Return the first delta of each choice, the only one with a role."""
@@ -99,6 +101,8 @@ class ChatChoices(Choices):
         parser = self._parsers[event.choice]
         reasoned = parser.reasons
         parts = parser.push(event.text)
+        if parts:
+            self._note_calls(event.choice, parts)
         if self.generation is not None and (reasoned or parser.reasons):
             self.generation.usage.reasoned(len(event.tokens))
         if event.finish_reason is not None:
@@ -109,6 +113,14 @@ class ChatChoices(Choices):
                     "what began as a tool call is content: it was malformed, cut, or one too many",
                 )
         return parts
+
+    def _note_calls(self, choice: int, parts: Sequence[AnswerPart]) -> None:
+        """Note when a call was written: since the part before it, as it comes when it is whole."""
+        now = time.monotonic()
+        if self.generation is not None and any(isinstance(part, ToolCallPart) for part in parts):
+            meter = self.generation.meter
+            meter.note("tool", self._told[choice] or meter.first or now, now)
+        self._told[choice] = now
 
     def _finish_reason(self, event: GenerationEvent) -> str | None:
         ends_by_call = event.finish_reason == "stop" and self._parsers[event.choice].num_calls > 0

@@ -30,6 +30,7 @@ _NEXT_TOKEN_BUCKETS = (
 _REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
 )  # fmt: skip
+_MAX_PARTS = 16
 
 
 class Metrics:
@@ -153,7 +154,7 @@ class RequestMeter:
     num_generated: int = 0
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
-    # Name, begin and end of what else it spent time on, such as a grammar.
+    # Name, begin and end of what else it spent time on, such as the call of a tool.
     parts: list[tuple[str, float, float]] = field(default_factory=list)
 
     def event(self, prompt: int, event: GenerationEvent) -> None:
@@ -175,6 +176,11 @@ class RequestMeter:
             self.num_generated += len(event.tokens)
         if event.finish_reason is not None:
             self.metrics.count_finished(event.finish_reason)
+
+    def note(self, name: str, begin: float, end: float) -> None:
+        """Note a part of the request's time for its trace; beyond a few they are left out."""
+        if len(self.parts) < _MAX_PARTS:
+            self.parts.append((name, begin, end))
 
     def seconds(self) -> dict[str, float]:
         """Return what is known of where its time went: of its first prompt to start, queue, prefill and first token."""
