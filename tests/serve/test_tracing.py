@@ -91,7 +91,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def traced(tokenizer: Tokenizer, collector: Collector) -> Iterator[Live]:
-    with live_server(tokenizer, traces=TraceOptions(endpoint=collector.url)) as live:
+    with live_server(tokenizer, traces=TraceOptions(endpoint=collector.url), context_tokens=2048) as live:
         yield live
 
 
@@ -175,7 +175,8 @@ def test_calls_of_tools_are_spans(traced: Live, spans: Collector) -> None:
     call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     for stream in (False, True):
-        assert traced.chat(f"Wait. {call}\n{call}", tools=[tool], stream=stream).status_code == 200
+        answer = traced.chat(f"Wait. {call}\n{call}", tools=[tool], stream=stream)
+        assert answer.status_code == 200, answer.text
     for root in spans.wait(2):
         parts = [span for span in spans.spans if span.parent_span_id == root.span_id]
         first, second = [span for span in parts if span.name == "tool"]
