@@ -32,6 +32,10 @@ def hostile_bodies() -> list[tuple[str, object]]:
         (chat, {"messages": [message], "max_tokens": 8, "stream": True, "logprobs": True, "top_logprobs": 2}),
         ("/v1/completions", {"prompt": [text, text], "max_tokens": 4, "echo": False}),
         ("/v1/completions", {"prompt": text, "max_tokens": 4, CANARY: CANARY}),
+        ("/v1/messages", {"messages": [message], "system": text, "max_tokens": 8, "stream": True}),
+        ("/v1/messages/count_tokens", {"messages": [message], "system": text}),
+        ("/v1/responses", {"input": text, "instructions": text, "max_output_tokens": 8, "store": True}),
+        ("/v1/responses", {"input": [message], "max_output_tokens": 8, "stream": True}),
         ("/tokenize", {"prompt": text}),
         ("/v1/split", {"text": text * 50, "max_tokens": 64}),
         # From here on they fail.
@@ -55,6 +59,10 @@ def hostile_bodies() -> list[tuple[str, object]]:
         ("/v1/completions", {"prompt": [text, 5]}),
         ("/v1/completions", {"prompt": {"a": text}}),
         ("/v1/completions", {"prompt": text, "n": 5000}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": text}]}], "max_tokens": 8}),
+        ("/v1/messages", {"messages": [message], "max_tokens": 8, "stop_sequences": text}),
+        ("/v1/responses", {"input": [{"type": text}]}),
+        ("/v1/responses", {"input": text, "metadata": {text: 1}}),
         ("/v1/split", {"text": text, "max_tokens": 1}),
         ("/v1/split", {"text": [text], "max_tokens": 100}),
         ("/detokenize", {"tokens": [text]}),
@@ -72,7 +80,7 @@ def tell_all(server: Server, sinks: dict[str, str]) -> None:
             answer = client.post(path, json=body, headers=headers_for(path))
             if answer.status_code != 200:
                 sinks[f"error {index} {path}"] = answer.text + str(answer.headers)
-        assert sum(name.startswith("error") for name in sinks) >= len(hostile_bodies()) - 7
+        assert sum(name.startswith("error") for name in sinks) >= len(hostile_bodies()) - 11
         for data in (
             f'{{"messages": ["{CANARY}',
             f'{{"a": "{CANARY}" {CANARY}}}',

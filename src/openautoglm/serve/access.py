@@ -137,7 +137,7 @@ class Access:
             needed = "its API key" if role in (None, Role.USER) else f"a key with the role {role}"
             return ErrorReply(
                 status=401,
-                message=f"this server needs {needed} here: send Authorization: Bearer <key>",
+                message=f"this server needs {needed} here: send Authorization: Bearer <key> (or X-Api-Key)",
                 code="invalid_api_key",
                 headers=(("WWW-Authenticate", "Bearer"),),
             )

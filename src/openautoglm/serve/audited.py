@@ -45,7 +45,7 @@ class Audited:
             "path": path,
         }
         if not self._append("request", entry) and self._audit.when_full is WhenFull.BLOCK:
-            await _REFUSAL.response()(scope, receive, send)
+            await _REFUSAL.response(scope["path"], scope["request_id"])(scope, receive, send)
             return
         begin = time.monotonic()
         status = 0

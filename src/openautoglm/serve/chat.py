@@ -30,7 +30,7 @@ class _Message:
 class ChatChoices(Choices):
     """Chat choices: deltas of a stream, or whole messages, taken apart by a parser for each choice.
 
-    `generation` is told of tokens that were reasoning; it is set when there is one.
+    The generation is told of tokens that were reasoning.
     """
 
     chunk_object = "chat.completion.chunk"
@@ -44,8 +44,12 @@ class ChatChoices(Choices):
         self._extension = extension
         self._logprobs = logprobs
         self._messages = [_Message() for _ in parsers]
-        self.generation: Generation | None = None
+        self._generation: Generation | None = None
         self._told = [0.0] * len(parsers)
+
+    def begin(self, generation: Generation) -> None:
+        """Know where its events come from."""
+        self._generation = generation
 
     def opening(self) -> list[dict[str, object]]:
         """Return the first delta of each choice, the only one with a role."""
@@ -103,8 +107,8 @@ class ChatChoices(Choices):
         parts = parser.push(event.text)
         if parts:
             self._note_calls(event.choice, parts)
-        if self.generation is not None and (reasoned or parser.reasons):
-            self.generation.usage.reasoned(len(event.tokens))
+        if self._generation is not None and (reasoned or parser.reasons):
+            self._generation.usage.reasoned(len(event.tokens))
         if event.finish_reason is not None:
             parts += parser.finish()
             if parser.num_malformed:
@@ -117,8 +121,8 @@ class ChatChoices(Choices):
     def _note_calls(self, choice: int, parts: Sequence[AnswerPart]) -> None:
         """Note when a call was written: since the part before it, as it comes when it is whole."""
         now = time.monotonic()
-        if self.generation is not None and any(isinstance(part, ToolCallPart) for part in parts):
-            meter = self.generation.meter
+        if self._generation is not None and any(isinstance(part, ToolCallPart) for part in parts):
+            meter = self._generation.meter
             meter.note("tool", self._told[choice] or meter.first or now, now)
         self._told[choice] = now
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +26,11 @@ _HEADERS = [
 def event_bytes(value: object) -> bytes:
     """Return one server-sent event with a JSON value."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def named_event_bytes(value: Mapping[str, object]) -> bytes:
+    """Return one server-sent event that is named as its JSON value's `type`."""
+    return b"event: " + str(value["type"]).encode("ascii") + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

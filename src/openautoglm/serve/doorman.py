@@ -84,5 +84,5 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
             type=SERVER_ERROR,
             code="loading",
             headers=(("Retry-After", str(_RETRY_SECONDS)), *_CLOSE.items()),
-        ).response()
+        ).response(scope["path"], "")
     await response(scope, receive, send)

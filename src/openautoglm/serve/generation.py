@@ -46,6 +46,11 @@ class Usage:
         return sum(tokens for tokens, _ in self._prompts.values())
 
     @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of these prompts that were in the prefix cache."""
+        return sum(cached for _, cached in self._prompts.values())
+
+    @property
     def num_completion_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(self._completions.values())
@@ -57,7 +62,7 @@ class Usage:
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
             # None where reasoning is not split from the answer.
             "completion_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
         }

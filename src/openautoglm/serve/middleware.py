@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,7 +51,7 @@ class Edge:
         scope["trace"] = trace = parse_traceparent(headers.get(b"traceparent"))
         _set_ids(scope, trace)
         started = _Started(scope, send)
-        refusal = self._admit(scope, headers.get(b"authorization"))
+        refusal = self._admit(scope, _credentials(headers))
         if refusal is None and self._context.tracing is not None and role_of(scope["path"]) is Role.USER:
             scope["span"] = self._context.tracing.begin(trace, scope["begin_seconds"])
             scope["trace"] = trace = self._context.tracing.context_of(scope["span"])
@@ -58,7 +59,7 @@ class Edge:
             _set_ids(scope, trace)
         try:
             if refusal is not None:
-                await refusal.response()(scope, receive, started.send)
+                await refusal.response(scope["path"], scope["request_id"])(scope, receive, started.send)
             else:
                 await self._run(scope, receive, started)
         finally:
@@ -108,7 +109,8 @@ class Edge:
             # The application's own handler has answered, unless the answer had begun: then it ends here, cut short.
             _logger.exception("request %s failed", scope["request_id"])
             if started.status == 0:
-                await internal_reply(scope["request_id"]).response()(scope, receive, started.send)
+                reply = internal_reply(scope["request_id"])
+                await reply.response(scope["path"], scope["request_id"])(scope, receive, started.send)
         finally:
             if counted:
                 self._context.drain.leave()
@@ -167,6 +169,12 @@ class _Started:
             # Before the client sees the end, and sends the next one.
             self.leave()
         await self._send(message)
+
+
+def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the authorization; Anthropic's clients send the key alone, in a field of its own."""
+    key = headers.get(b"x-api-key")
+    return headers.get(b"authorization", None if key is None else b"Bearer " + key)
 
 
 def _set_ids(scope: Scope, trace: TraceContext | None) -> None:

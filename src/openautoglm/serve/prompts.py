@@ -75,10 +75,12 @@ async def chat_prompt(
     variables: Mapping[str, Any] | None = None,
     fit: Fit | None = None,
     tools: Sequence[Tool] = (),
+    counted: bool = False,
 ) -> Prompt:
     """Render messages with the model's template, which writes its special tokens itself; `fit` allows to cut them.
 
-    The template gets `tools`, or the system message tells of them.
+    The template gets `tools`, or the system message tells of them. Tokens that are only `counted` may be more than the
+    context holds.
     """
     plain = [plain_message(message, index) for index, message in enumerate(messages)]
 
@@ -88,7 +90,7 @@ async def chat_prompt(
         shown = _redacted(context, [tool.as_openai() for tool in tools], counts)
         text = _render(context.template, messages, shown, add_generation_prompt, given)
         tokens = _encode(context, text, add_special_tokens=False, param="messages")
-        prompt = _fitted(context, tokens, fit, "messages")
+        prompt = Prompt(tokens=tuple(tokens)) if counted else _fitted(context, tokens, fit, "messages")
         return replace(prompt, redacted=counts, opens_reasoning=opens_reasoning(text))
 
     return await context.in_text_thread(work)

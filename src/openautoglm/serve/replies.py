@@ -1,4 +1,8 @@
-"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}, whatever went wrong."""
+"""Errors as clients expect them, whatever went wrong.
+
+OpenAI's are {"error": {"message", "type", "param", "code"}}; below /v1/messages they are Anthropic's,
+{"type": "error", "error": {"type", "message"}, "request_id"}, with `param` and `code` as above.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,18 @@ SERVER_ERROR = "server_error"
 OVERLOADED = "overloaded_error"
 _ENGINE_RETRY_SECONDS = 5
 
+MESSAGES_PATH = "/v1/messages"
+# HTTP status -> type of an error there; others are requests that are wrong, or faults of the server.
+_MESSAGES_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorReply:
@@ -39,9 +55,17 @@ class ErrorReply:
         """Return the JSON object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """Return the HTTP response."""
-        return json_response(self.body(), status=self.status, headers=dict(self.headers))
+    def body_for(self, path: str, request_id: str) -> dict[str, object]:
+        """Return the JSON object as clients of a path read it; `path` is the one that routes match."""
+        if path != MESSAGES_PATH and not path.startswith(f"{MESSAGES_PATH}/"):
+            return self.body()
+        kind = _MESSAGES_TYPES.get(self.status, INVALID_REQUEST if self.status < 500 else "api_error")
+        error = {"type": kind, "message": self.message, "param": self.param, "code": self.code}
+        return {"type": "error", "error": error, "request_id": request_id}
+
+    def response(self, path: str, request_id: str) -> Response:
+        """Return the HTTP response to a request for a path."""
+        return json_response(self.body_for(path, request_id), status=self.status, headers=dict(self.headers))
 
 
 class ReplyError(Exception):

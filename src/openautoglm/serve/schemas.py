@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 
-class _StopAtFirst(FailFast):
+class StopAtFirst(FailFast):
     """A list stops at its first bad item: a million of them must not become a million errors."""
 
     # Unions keep their members in a set.
     __hash__ = object.__hash__
 
 
-TokenIds = Annotated[list[int], _StopAtFirst()]
+TokenIds = Annotated[list[int], StopAtFirst()]
 # What is checked elsewhere, for the server's description of itself.
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -75,7 +75,7 @@ class SamplingBody(Body):
     structured_outputs: dict[str, Any] | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], _StopAtFirst()] | None = None
+    guided_choice: Annotated[list[str], StopAtFirst()] | None = None
     guided_grammar: str | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
     session_id: str | None = Field(default=None, min_length=1, max_length=128)
@@ -96,13 +96,13 @@ class ChatMessage(Body):
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], _StopAtFirst()] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], StopAtFirst()] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], _StopAtFirst()] | None = None
+    tools: Annotated[list[dict[str, Any]], StopAtFirst()] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
@@ -124,11 +124,11 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], _StopAtFirst()] | None = Field(default=None, min_length=1)
+    messages: Annotated[list[ChatMessage], StopAtFirst()] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], _StopAtFirst()] | None = None
+    tools: Annotated[list[dict[str, Any]], StopAtFirst()] | None = None
     return_token_strs: bool | None = None
 
 

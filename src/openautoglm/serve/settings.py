@@ -17,7 +17,8 @@ class EdgeSettings:
     A request's head has `header_seconds` to arrive, its body `body_seconds`; connections may idle for `idle_seconds`.
     `max_requests` are under way at once, `client_seconds` is how long a client may take nothing of its stream.
     `ping_seconds` is how long a stream may be silent before a comment keeps proxies from cutting it. A `strict` server
-    refuses what it would otherwise do differently than asked, and say so.
+    refuses what it would otherwise do differently than asked, and say so. Responses that a client asked to have
+    stored are kept for `stored_seconds`, at most `max_stored_responses` of each tenant.
     """
 
     model_names: tuple[str, ...]
@@ -33,6 +34,8 @@ class EdgeSettings:
     status_seconds: float = 2.0
     stalled_seconds: float = 10.0
     client_seconds: float = 60.0
+    max_stored_responses: int = 256
+    stored_seconds: float = 3600.0
     strict: bool = False
     answers: AnswerOptions = field(default_factory=AnswerOptions)
 

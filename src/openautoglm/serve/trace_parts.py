@@ -54,7 +54,7 @@ def ended_request(scope: Scope, route: str, status: int, error: str) -> Ended:
     if not isinstance(generation, Generation):
         return Ended(name=name, attributes=attributes, error=error)
     attributes |= {
-        "gen_ai.operation.name": "chat" if "chat" in route else "text_completion",
+        "gen_ai.operation.name": "text_completion" if route == "/v1/completions" else "chat",
         "gen_ai.usage.input_tokens": generation.usage.num_prompt_tokens,
         "gen_ai.usage.output_tokens": generation.usage.num_completion_tokens,
     }
