@@ -6,6 +6,8 @@ It answers with the prompt's own text, behind the number of the choice, token by
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +16,7 @@ from openautoglm.engine.client import (
     EngineStatus,
     GenerationEvent,
     GenerationRequest,
+    Pooling,
     SpillStatus,
     TokenLogprob,
 )
@@ -206,9 +209,19 @@ class _Choice:
             logprobs=logprobs,
             finish_reason=reason,
             stop_reason=stop,
+            embedding=b"" if reason is None else self._embedding(),
             record=None if reason is None else engine.records.get(self._request.request_id.rpartition("-")[2]),
         )
         return event if reason is None else self._end(event)
+
+    def _embedding(self) -> bytes:
+        """The prompt's first four tokens, made a vector of length 1; MEAN has the other sign."""
+        if self._request.pooling is None:
+            return b""
+        sign = -1 if self._request.pooling is Pooling.MEAN else 1
+        numbers = [*self._request.prompt_tokens[:4], 0, 0, 0][:4]
+        length = math.sqrt(sum(number * number for number in numbers))
+        return b"" if not length else struct.pack("<4f", *(sign * number / length for number in numbers))
 
     def _common(self) -> dict[str, object]:
         return {

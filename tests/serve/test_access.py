@@ -30,6 +30,7 @@ USER, ADMIN, METRICS, NOBODY, EVERYBODY = "user", "admin", "metrics", "nobody", 
 PATHS = {
     "/v1/chat/completions": USER,
     "/v1/completions": USER,
+    "/v1/embeddings": USER,
     "/v1/messages": USER,
     "/v1/messages/count_tokens": USER,
     "/v1/responses": USER,
@@ -125,7 +126,8 @@ def status_of(server: Live, method: str, path: str, header: bytes | None) -> tup
             assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
         if answer.status == 401:
             assert answer.getheader("WWW-Authenticate") == "Bearer"
-        return answer.status, json.loads(body)["error"]["code"] if body.startswith(b'{"error"') else None
+        told = body.startswith((b'{"error"', b'{"type":"error"'))
+        return answer.status, json.loads(body)["error"]["code"] if told else None
     finally:
         connection.close()
 

@@ -166,7 +166,8 @@ def test_the_description_names_every_route_and_resolves(server: Live) -> None:
     assert set(described["paths"]) == {
         "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/tokenize", "/detokenize",
         "/health", "/metrics", "/admin/memory", "/admin/memory/report", "/admin/profile",
-        "/v1/requests/{request_id}/explain", "/v1/split",
+        "/v1/requests/{request_id}/explain", "/v1/split", "/v1/embeddings", "/v1/messages",
+        "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}", "/v1/responses/input_tokens",
     }  # fmt: skip
     schemas = described["components"]["schemas"]
     assert {"ChatBody", "ChatMessage", "CompletionBody", "StreamOptions"} <= set(schemas)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openautoglm.engine.client import GenerationRequest
+from openautoglm.engine.client import GenerationRequest, Pooling
 from openautoglm.engine.output import ChoiceText
+from openautoglm.engine.pooled import Pooled
 from openautoglm.engine.prefix import root_key, session_key
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
@@ -22,7 +23,10 @@ MAX_DEADLINE_SECONDS = 86400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionLimits:
-    """What a request is checked against; `context_tokens` is what a sequence can hold in this engine's pool."""
+    """What a request is checked against; `context_tokens` is what a sequence can hold in this engine's pool.
+
+    A step has up to `step_tokens` tokens, whose hidden states have `hidden_size` numbers; 0: they cannot be had.
+    """
 
     context_tokens: int
     block_tokens: int
@@ -30,6 +34,8 @@ class AdmissionLimits:
     eos_token_ids: frozenset[int]
     fingerprint: str
     keeps_sessions: bool = False
+    hidden_size: int = 0
+    step_tokens: int = 0
 
 
 def make_request(
@@ -52,7 +58,7 @@ def make_request(
     _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], limits)
     biases = dict(sampling.logit_bias)
     banned = dict.fromkeys(sorted(eos_tokens.union(sampling.stop_token_ids)), -math.inf)
-    root = root_key(limits.fingerprint, generation.namespace)
+    root = root_key(limits.fingerprint, _cache_namespace(generation))
     request = Request(
         request_id=generation.request_id,
         prompt=prompt,
@@ -69,6 +75,7 @@ def make_request(
         arrival_seconds=now_seconds,
         deadline_seconds=_check_deadline(generation.deadline_seconds),
         session=None if generation.session_id is None else session_key(root, generation.session_id),
+        pooled=_pooled(generation, limits),
     )
     max_blocks = -(-(len(prompt) + max_new_tokens) // limits.block_tokens)
     request.sequences.extend(
@@ -89,6 +96,23 @@ def _check_prompt(tokens: tuple[int, ...], limits: AdmissionLimits) -> np.ndarra
         )
     _check_tokens("prompt", tokens, limits)
     return np.array(tokens, dtype=np.int32)
+
+
+def _cache_namespace(generation: GenerationRequest) -> str:
+    """Return where the prompt's blocks are looked for: a mean over all positions needs all of them computed."""
+    if generation.pooling is Pooling.MEAN:
+        return f"{generation.namespace}\0{generation.request_id}"
+    return generation.namespace
+
+
+def _pooled(generation: GenerationRequest, limits: AdmissionLimits) -> Pooled | None:
+    if generation.pooling is None:
+        return None
+    if not limits.hidden_size:
+        raise InvalidRequestError("this engine gives no hidden states, so it makes no embeddings", param="model")
+    if generation.sampling.n != 1 or generation.sampling.max_tokens != 1:
+        raise InvalidRequestError("a request for an embedding has one choice and max_tokens 1", param="max_tokens")
+    return Pooled(generation.pooling)
 
 
 def _check_deadline(seconds: float | None) -> float | None:

@@ -6,6 +6,7 @@ The values are msgspec structs, so that the same types travel over the socket as
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -16,13 +17,20 @@ from openautoglm.spec.notices import Notice
 from openautoglm.spec.sampling import SamplingParams
 
 
+class Pooling(Enum):
+    """How hidden states become one vector: their mean, or the last one."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request: a tokenised prompt and how to continue it.
 
     A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix caches
     of tenants. The KV cache of a `session_id` of a namespace is kept after the answer. Counted from its arrival, a
     request that has not ended after `deadline_seconds` is of no use any more: it ends with an error of the kind
-    "DeadlineError".
+    "DeadlineError". With a `pooling` the embedding of its prompt is wanted: it generates one token, which means nothing.
     """
 
     request_id: str
@@ -32,6 +40,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     deadline_seconds: float | None = None
     session_id: str | None = None
+    pooling: Pooling | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +58,8 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     with `error_kind`, an exception's name, where a client can act on it, and `error_param`, a field of its request).
     `record` comes with the last event of a request that the ladder touched.
     `stop_reason` is the stop string or token id that matched, None for the model's own end (EOS). Token counts are
-    cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request.
+    cumulative for the choice; `prompt_tokens` and `cached_tokens` belong to the request. `embedding` is little-endian
+    float32 of length 1, in the last event of a request with a pooling.
     """
 
     request_id: str
@@ -68,6 +78,7 @@ class GenerationEvent(msgspec.Struct, frozen=True, kw_only=True):
     error_kind: str | None = None
     error_param: str | None = None
     record: RequestRecord | None = None
+    embedding: bytes = b""
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from openautoglm.engine.gate import DeadlineGate
 from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.intake import Intake
 from openautoglm.engine.logprobs import Logprobs
+from openautoglm.engine.pooling import ask_hidden, take_hidden
 from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
@@ -89,6 +90,8 @@ class Engine:
             eos_token_ids=frozenset(eos_token_ids),
             fingerprint=executor.determinism(),
             keeps_sessions=sessions.seconds > 0,
+            hidden_size=layout.hidden_size,
+            step_tokens=layout.max_step_tokens,
         )
         self._most_step_tokens = most_tokens = layout.max_step_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
@@ -214,6 +217,8 @@ class Engine:
 
     def _compute(self, schedule: Schedule) -> None:
         if (result := self._run(schedule)) is not None:
+            if result.hidden is not None:
+                take_hidden(schedule, result.hidden)
             self._scheduler.commit(schedule)
             self._commit_tokens(schedule, result)
 
@@ -221,7 +226,7 @@ class Engine:
         """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused or lost."""
         try:
             batch = build_batch(schedule, num_groups=self._num_groups, constrained=self.grammars.num_live > 0)
-            return self._executor.submit(batch).result()
+            return self._executor.submit(ask_hidden(batch, schedule) if self._intake.num_pooled else batch).result()
         except (OutOfMemoryError, MemoryError) as error:
             _log.warning("a step of %d tokens ran out of memory, trying a smaller one: %s", schedule.num_tokens, error)
             if not self._scheduler.shrink(schedule):
@@ -303,7 +308,7 @@ class Engine:
         request, now = sequence.request, self._clock()
         sequence.finish_reason = finish_reason
         sequence.timeline.enter(Phase.ENDED, now)
-        if finish_reason in ("stop", "length"):
+        if finish_reason in ("stop", "length") and request.pooled is None:
             self._scheduler.lengths.add(sequence.num_generated)
         if not request.finished:
             return None

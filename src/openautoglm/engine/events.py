@@ -36,6 +36,7 @@ def token_event(
         queue_seconds=request.queue_seconds,
         prefill_seconds=request.prefill_seconds,
         record=record,
+        embedding=b"" if finish_reason is None or request.pooled is None else request.pooled.embedding(),
     )
 
 

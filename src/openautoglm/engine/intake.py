@@ -36,7 +36,7 @@ class Intake:
         self._tokenizer = tokenizer
         self._gate = gate
         self._max_running, self._max_queued = max_running, max_queued
-        self._charges = RequestCharges(space_bytes, context_tokens=limits.context_tokens)
+        self._charges = RequestCharges(space_bytes, limits)
         self._clock = clock
         self._pace = Pace(clock)
         self.refuses = False
@@ -46,6 +46,11 @@ class Intake:
     def charged_bytes(self) -> int:
         """What unfinished requests are charged beside their blocks."""
         return self._charges.ledger.in_use_bytes
+
+    @property
+    def num_pooled(self) -> int:
+        """How many unfinished requests are for embeddings."""
+        return self._charges.num_pooled
 
     def take(self, generation: GenerationRequest, *, num_requests: int, num_blocks: int) -> Request:
         """Return a request beside `num_requests` unfinished ones, for a pool that has `num_blocks` now.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openautoglm.engine.output import ChoiceText
+from openautoglm.engine.pooled import Pooled
 from openautoglm.engine.timeline import Timeline
 from openautoglm.spec.pressure import Rung
 from openautoglm.spec.sampling import SamplingParams
@@ -72,6 +73,7 @@ class Request:
     end_seconds: float | None = None
     deadline_seconds: float | None = None
     session: bytes | None = None
+    pooled: Pooled | None = None
     rungs: int = 0
     error: str | None = None
 

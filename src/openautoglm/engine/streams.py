@@ -115,7 +115,8 @@ class EventStream:
         if self._ended:
             return
         num_logprobs = sum(len(token.top) + 1 for token in event.logprobs)
-        num_bytes, plain_bytes = event_bytes(num_logprobs, len(event.text)), event_bytes(0, len(event.text))
+        plain_bytes = event_bytes(0, len(event.text))
+        num_bytes = event_bytes(num_logprobs, len(event.text)) + len(event.embedding)
         piece = self._unread.get(event.choice) if self._backlog.bounded else None
         if piece is not None and piece.num_bytes < _PIECE_BYTES:
             more = len(event.tokens) * EVENT_TOKEN_BYTES - EVENT_BYTES

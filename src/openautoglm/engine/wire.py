@@ -29,7 +29,7 @@ from openautoglm.errors import EngineError, OpenAutoGLMError
 from openautoglm.probe.stacks import StackProfile
 from openautoglm.progress import Progress
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 

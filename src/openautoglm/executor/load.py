@@ -101,6 +101,7 @@ def load_model(
             num_layers=spec.num_layers,
             max_step_rows=plan.max_step_rows,
             vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
             weight_bytes=loader.store.allocated_bytes + sum(vector.nbytes for vector in loader.vectors.values()),
             direct_reads=loader.direct_reads,
             fingerprint=_fingerprint(loader.weights_digest(), spec, plan.formats, decoder.instruction_set),

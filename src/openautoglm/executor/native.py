@@ -50,6 +50,7 @@ class NativeModel:
     num_layers: int
     max_step_rows: int
     vocab_size: int
+    hidden_size: int
     weight_bytes: int
     direct_reads: bool | None
     fingerprint: str
@@ -97,6 +98,7 @@ class NativeExecutor:
             max_step_tokens=model.decoder.max_step_tokens,
             max_step_rows=model.max_step_rows,
             vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
         )
 
     def submit(self, batch: StepBatch) -> StepHandle:

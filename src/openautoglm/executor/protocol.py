@@ -103,7 +103,10 @@ class CacheGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorLayout:
-    """Limits of a loaded executor, as they are now; the pool can have up to `max_blocks` blocks."""
+    """Limits of a loaded executor, as they are now; the pool can have up to `max_blocks` blocks.
+
+    `hidden_size` is 0 for one that gives no hidden states.
+    """
 
     groups: tuple[CacheGroup, ...]
     num_blocks: int
@@ -111,6 +114,7 @@ class ExecutorLayout:
     max_step_tokens: int
     max_step_rows: int
     vocab_size: int
+    hidden_size: int = 0
 
 
 class StepHandle(Protocol):

@@ -65,7 +65,7 @@ async def answer_chat(
     protocol: ChatProtocol = CHAT_COMPLETIONS,
 ) -> Response:
     """Answer a conversation; a body of another protocol has been written as one of chat completions."""
-    answer = request.scope["answer"] = _new_answer(context, body, protocol.prefix)
+    answer = request.scope["answer"] = new_answer(context, body.model, protocol.prefix)
     refuse_chat_fields(body)
     answer.extension.ignored_fields(body, CHAT_FIELDS)
     tooling = tooling_of(context, body, answer.extension)
@@ -79,7 +79,7 @@ async def answer_chat(
         fit=fit_of(body.truncate, sampling, context),
         tools=tooling.tools,
     )
-    _tell_changes(answer, [prompt])
+    tell_changes(answer, [prompt])
     inside = prompt.opens_reasoning
     sampling = tooling.constrained(sampling, inside=inside)
     writer = protocol.writer(
@@ -115,7 +115,7 @@ async def answer_completion(
     context: ServeContext, request: Request, body: CompletionBody, charge: BodyCharge, meter: RequestMeter
 ) -> Response:
     """Continue prompts."""
-    answer = request.scope["answer"] = _new_answer(context, body, "cmpl-")
+    answer = request.scope["answer"] = new_answer(context, body.model, "cmpl-")
     refuse_completion_fields(body)
     answer.extension.ignored_fields(body, COMPLETION_FIELDS)
     sampling = completion_sampling(body, context.default_sampling)
@@ -124,7 +124,7 @@ async def answer_completion(
     special = body.add_special_tokens is not False
     fit = fit_of(body.truncate, sampling, context)
     prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo, fit=fit)
-    _tell_changes(answer, prompts)
+    tell_changes(answer, prompts)
     if len(prompts) * sampling.n > context.settings.max_choices:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n {sampling.n} are more than {context.settings.max_choices} choices",
@@ -148,14 +148,15 @@ async def answer_completion(
     return await _answer(context, request, body, answer, generation, writer)
 
 
-def _new_answer(context: ServeContext, body: SamplingBody, prefix: str) -> Answer:
+def new_answer(context: ServeContext, model: str | None, prefix: str) -> Answer:
+    """Return an answer from the model of that name; raise `ReplyError` (404) for one that is not served here."""
     description = context.description
     extension = Extension(server=description.notices, strict=context.settings.strict)
-    model = check_model(context, body.model)
-    return Answer(prefix=prefix, model=model, fingerprint=description.fingerprint, extension=extension)
+    name = check_model(context, model)
+    return Answer(prefix=prefix, model=name, fingerprint=description.fingerprint, extension=extension)
 
 
-def _tell_changes(answer: Answer, prompts: Sequence[Prompt]) -> None:
+def tell_changes(answer: Answer, prompts: Sequence[Prompt]) -> None:
     """Tell what was cut out of the prompts or replaced in them."""
     for index, prompt in enumerate(prompts):
         answer.extension.redacted("prompt", prompt.redacted)

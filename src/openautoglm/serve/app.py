@@ -15,6 +15,7 @@ from openautoglm.serve.audited import Audited
 from openautoglm.serve.body import ClientGoneError, body_bytes, read_json
 from openautoglm.serve.connection import unless_gone
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.embeddings import embeddings_routes
 from openautoglm.serve.information import information_routes
 from openautoglm.serve.memory import memory_routes
 from openautoglm.serve.messages import messages_routes
@@ -30,6 +31,7 @@ from openautoglm.serve.schemas import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingsBody,
     MemoryBody,
     ProfileBody,
     ReportBody,
@@ -40,8 +42,8 @@ from openautoglm.serve.splitting import split_routes
 
 _CLIENT_GONE_STATUS = 499
 _BODIES = (
-    ChatBody, CompletionBody, MessagesBody, CountBody, ResponsesBody, ResponsesCountBody, TokenizeBody, DetokenizeBody,
-    SplitBody, MemoryBody, ReportBody, ProfileBody,
+    ChatBody, CompletionBody, MessagesBody, CountBody, ResponsesBody, ResponsesCountBody, EmbeddingsBody, TokenizeBody,
+    DetokenizeBody, SplitBody, MemoryBody, ReportBody, ProfileBody,
 )  # fmt: skip
 _logger = get_logger(__name__)
 
@@ -51,6 +53,7 @@ def create_app(context: ServeContext) -> ASGIApp:
     app = FastAPI(title="openautoglm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(information_routes(context))
     app.include_router(_generation_routes(context))
+    app.include_router(embeddings_routes(context))
     app.include_router(messages_routes(context))
     app.include_router(responses_routes(context))
     app.include_router(memory_routes(context))

@@ -10,7 +10,7 @@ from typing import Any
 from openautoglm.engine.record import RequestRecord
 from openautoglm.errors import InvalidRequestError
 from openautoglm.log import get_logger
-from openautoglm.serve.schemas import SamplingBody
+from openautoglm.serve.schemas import Body
 from openautoglm.serve.truncation import Cut
 from openautoglm.spec.notices import Notice, NoticeCode
 
@@ -56,7 +56,7 @@ class Extension:
         late, self._late = self._late, False
         return late
 
-    def ignored_fields(self, body: SamplingBody, known: Collection[str]) -> None:
+    def ignored_fields(self, body: Body, known: Collection[str]) -> None:
         """Tell of the fields that this server knows nothing of; `known` are those with values that ask for nothing."""
         extra: Mapping[str, Any] = body.model_extra or {}
         names = [

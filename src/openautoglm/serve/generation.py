@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import NoReturn, cast
 
-from openautoglm.engine.client import GenerationEvent, GenerationRequest
+from openautoglm.engine.client import GenerationEvent, GenerationRequest, Pooling
 from openautoglm.engine.failures import event_error
 from openautoglm.errors import EngineError
 from openautoglm.serve.access import Caller
@@ -215,8 +215,11 @@ def start(
     allowance: Allowance | None,
     meter: RequestMeter,
     on_accepted: Callable[[], None] = lambda: None,
+    pooling: Pooling | None = None,
 ) -> Generation:
     """Submit prompts that share their parameters; `on_accepted` is called when the engine has all of them.
+
+    With a `pooling` the last event of each prompt has its embedding.
 
     Raises what `Allowance.begin` raises where the caller has used what it may.
 
@@ -241,6 +244,7 @@ def start(
             namespace=caller.namespace,
             deadline_seconds=deadline_seconds,
             session_id=session_id,
+            pooling=pooling,
         )
         for index, prompt in enumerate(prompts)
     ]

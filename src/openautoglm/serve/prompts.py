@@ -103,22 +103,23 @@ async def completion_prompts(
     add_special_tokens: bool = True,
     echo: bool = False,
     fit: Fit | None = None,
+    param: str = "prompt",
 ) -> list[Prompt]:
-    """Return the prompts of a plain completion: text, texts, token ids, or lists of token ids; `fit` allows to cut."""
-    given = _split_prompts(prompt, context.settings.max_prompts)
+    """Return the prompts of the field `param`: text, texts, token ids, or lists of token ids; `fit` allows to cut."""
+    given = _split_prompts(prompt, context.settings.max_prompts, param)
 
     def work() -> list[Prompt]:
         prompts: list[Prompt] = []
         for original in given:
             counts: Counter[str] = Counter()
-            one = _redacted_prompt(context, original, counts)
+            one = _redacted_prompt(context, original, counts, param)
             if isinstance(one, str):
-                tokens = _encode(context, one, add_special_tokens=add_special_tokens, param="prompt")
+                tokens = _encode(context, one, add_special_tokens=add_special_tokens, param=param)
             else:
                 tokens = one
-                _check_length(len(tokens), context, "prompt")
-                check_token_ids(one, context.description.vocab_size, "prompt")
-            fitted = replace(_fitted(context, tokens, fit, "prompt"), redacted=counts)
+                _check_length(len(tokens), context, param)
+                check_token_ids(one, context.description.vocab_size, param)
+            fitted = replace(_fitted(context, tokens, fit, param), redacted=counts)
             if echo:
                 whole = isinstance(one, str) and fitted.cut is None
                 fitted = replace(fitted, text=str(one) if whole else context.tokenizer.decode(fitted.tokens))
@@ -189,20 +190,20 @@ def _plain_tool_call(call: Mapping[str, Any], where: str) -> dict[str, object]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _split_prompts(prompt: object, max_prompts: int) -> list[str | list[int]]:
+def _split_prompts(prompt: object, max_prompts: int, param: str) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise InvalidRequestError(
-            "prompt must be text, a list of texts, a list of token ids, or a list of such lists", param="prompt"
+            f"{param} must be text, a list of texts, a list of token ids, or a list of such lists", param=param
         )
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > max_prompts:
-        raise InvalidRequestError(f"prompt holds {len(prompt)} prompts, at most {max_prompts}", param="prompt")
+        raise InvalidRequestError(f"{param} holds {len(prompt)} prompts, at most {max_prompts}", param=param)
     kind = type(prompt[0])
     if kind not in (str, list) or not all(type(one) is kind for one in prompt):
-        raise InvalidRequestError("prompt must not mix texts, numbers and lists", param="prompt")
+        raise InvalidRequestError(f"{param} must not mix texts, numbers and lists", param=param)
     return prompt
 
 
@@ -212,14 +213,16 @@ def _redacted(context: ServeContext, value: T, counts: Counter[str]) -> T:
     return value if redactor is None else cast("T", redact_value(value, redactor, counts))
 
 
-def _redacted_prompt(context: ServeContext, prompt: str | list[int], counts: Counter[str]) -> str | list[int]:
+def _redacted_prompt(
+    context: ServeContext, prompt: str | list[int], counts: Counter[str], param: str
+) -> str | list[int]:
     """Return a prompt as it may go to the model; token ids are looked at as the text that they are."""
     if context.privacy.redactor is None:
         return prompt
     if isinstance(prompt, str):
         return context.privacy.redactor.redact(prompt, counts, max_matches=MAX_MATCHES)
-    _check_length(len(prompt), context, "prompt")
-    check_token_ids(prompt, context.description.vocab_size, "prompt")
+    _check_length(len(prompt), context, param)
+    check_token_ids(prompt, context.description.vocab_size, param)
     text = context.tokenizer.decode(prompt, skip_special_tokens=False)
     text = context.privacy.redactor.redact(text, counts, max_matches=MAX_MATCHES)
     return context.tokenizer.encode(text) if counts else prompt

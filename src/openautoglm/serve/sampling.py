@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from openautoglm.errors import InvalidRequestError
 from openautoglm.serve.constraints import constraint_of
-from openautoglm.serve.schemas import ChatBody, CompletionBody, SamplingBody
+from openautoglm.serve.schemas import ChatBody, CompletionBody, EmbeddingsBody, SamplingBody
 from openautoglm.spec.sampling import MAX_LOGIT_BIASES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -43,7 +43,7 @@ def completion_sampling(body: CompletionBody, defaults: SamplingParams) -> Sampl
     return _sampling(body, defaults, max_tokens=max_tokens, logprobs=body.logprobs)
 
 
-def deadline_of(body: SamplingBody) -> float | None:
+def deadline_of(body: SamplingBody | EmbeddingsBody) -> float | None:
     """Return the seconds that a request may take; raise `InvalidRequestError` if its two names disagree."""
     if body.deadline_seconds is not None and body.timeout not in (None, body.deadline_seconds):
         raise InvalidRequestError("deadline_seconds and timeout differ: send one of them", param="timeout")

@@ -119,6 +119,21 @@ class CompletionBody(SamplingBody):
     add_special_tokens: bool | None = None
 
 
+class EmbeddingsBody(Body):
+    """POST /v1/embeddings."""
+
+    model: str | None = None
+    # str, list of str, token ids, or list of token ids: checked in `prompts`
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+    pooling: Literal["mean", "last"] | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = Field(default=None, ge=-1000, le=1000)
+    deadline_seconds: float | None = Field(default=None, gt=0, le=86400)
+    timeout: float | None = Field(default=None, gt=0, le=86400)
+
+
 class TokenizeBody(Body):
     """POST /tokenize: a prompt, or messages as for a chat."""
 

@@ -11,6 +11,9 @@ from openautoglm.serve.answer import Answer
 from openautoglm.serve.generation import Generation
 from openautoglm.serve.outcome import method_of
 
+# Route -> its name in the conventions for spans; the others are conversations.
+_OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+
 Attribute = str | int | float | Sequence[str]
 
 
@@ -54,7 +57,7 @@ def ended_request(scope: Scope, route: str, status: int, error: str) -> Ended:
     if not isinstance(generation, Generation):
         return Ended(name=name, attributes=attributes, error=error)
     attributes |= {
-        "gen_ai.operation.name": "text_completion" if route == "/v1/completions" else "chat",
+        "gen_ai.operation.name": _OPERATIONS.get(route, "chat"),
         "gen_ai.usage.input_tokens": generation.usage.num_prompt_tokens,
         "gen_ai.usage.output_tokens": generation.usage.num_completion_tokens,
     }
