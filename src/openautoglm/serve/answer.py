@@ -24,10 +24,6 @@ _logger = get_logger(__name__)
 class Writer(Protocol):
     """How a protocol writes an answer: the pieces of a stream, or one object of what `take` has kept."""
 
-    def begin(self, generation: Generation) -> None:
-        """Know where its events come from."""
-        return
-
     def opening(self, usage: Usage) -> Iterable[bytes]:
         """Yield what comes before any text."""
         ...
@@ -62,10 +58,6 @@ class Choices(Protocol):
 
     chunk_object: str
     whole_object: str
-
-    def begin(self, generation: Generation) -> None:
-        """Know where its events come from."""
-        return
 
     def opening(self) -> list[dict[str, object]]:
         """Return what comes before any event, one piece per choice."""
@@ -185,10 +177,6 @@ class ChoicesWriter(Writer):
         # With usage asked for, OpenAI's chunks carry the field all along, null until the last.
         self._extra: dict[str, object] = {"usage": None} if include_usage else {}
         self._told: dict[str, object] = {}
-
-    def begin(self, generation: Generation) -> None:
-        """Know where its events come from."""
-        self._choices.begin(generation)
 
     def opening(self, usage: Usage) -> Iterable[bytes]:
         """Yield what comes before any event, one chunk per choice."""

@@ -19,13 +19,13 @@ from openautoglm.serve.generation import Generation, start
 from openautoglm.serve.information import check_model
 from openautoglm.serve.intake import BodyCharge
 from openautoglm.serve.metrics import RequestMeter
+from openautoglm.serve.parts import Parts
 from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.sampling import chat_sampling, completion_sampling, deadline_of
 from openautoglm.serve.schemas import ChatBody, CompletionBody, SamplingBody
 from openautoglm.serve.tools import tooling_of
 from openautoglm.spec.sampling import SamplingParams
-from openautoglm.text.answer_parts import AnswerParser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Asked:
     answer: Answer
     body: ChatBody
     sampling: SamplingParams
-    parsers: Sequence[AnswerParser]
+    parts: Parts
     num_prompt_tokens: int
 
 
@@ -49,7 +49,7 @@ class ChatProtocol:
 
 
 def _chat_writer(asked: Asked) -> Writer:
-    choices = ChatChoices(asked.context, asked.parsers, asked.answer.extension, logprobs=bool(asked.body.logprobs))
+    choices = ChatChoices(asked.context, asked.parts, logprobs=bool(asked.body.logprobs))
     return ChoicesWriter(asked.answer, choices, include_usage=_includes_usage(asked.body))
 
 
@@ -82,13 +82,14 @@ async def answer_chat(
     tell_changes(answer, [prompt])
     inside = prompt.opens_reasoning
     sampling = tooling.constrained(sampling, inside=inside)
+    parts = Parts(tooling.parsers(sampling, inside=inside), answer.extension)
     writer = protocol.writer(
         Asked(
             context=context,
             answer=answer,
             body=body,
             sampling=sampling,
-            parsers=tooling.parsers(sampling, inside=inside),
+            parts=parts,
             num_prompt_tokens=len(prompt.tokens),
         )
     )
@@ -108,6 +109,7 @@ async def answer_chat(
         meter=meter,
         on_accepted=charge.release,
     )
+    parts.begin(generation)
     return await _answer(context, request, body, answer, generation, writer)
 
 
@@ -179,7 +181,6 @@ async def _answer(
         writer.close()
         await generation.close()
 
-    writer.begin(generation)
     request.scope["generation"] = generation
     if body.model_extra is not None:
         body.model_extra.clear()

@@ -51,6 +51,11 @@ class Usage:
         return sum(cached for _, cached in self._prompts.values())
 
     @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens that were reasoning; none where that is not set apart."""
+        return self._num_reasoning_tokens
+
+    @property
     def num_completion_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(self._completions.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -11,9 +12,10 @@ from openautoglm.engine.client import GenerationEvent
 from openautoglm.serve.answer import Writer
 from openautoglm.serve.answering import Asked, ChatProtocol, answer_chat
 from openautoglm.serve.body import body_bytes, read_json
-from openautoglm.serve.collect import CollectedText
+from openautoglm.serve.collect import CollectedList, CollectedText
 from openautoglm.serve.connection import named_event_bytes, unless_gone
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.extension import Extension
 from openautoglm.serve.generation import Usage
 from openautoglm.serve.information import check_model
 from openautoglm.serve.intake import AnswerCharge
@@ -23,6 +25,8 @@ from openautoglm.serve.parsing import parse
 from openautoglm.serve.prompts import chat_prompt
 from openautoglm.serve.replies import MESSAGES_PATH, ErrorReply, json_response
 from openautoglm.serve.schemas import ChatBody
+from openautoglm.serve.tools import tooling_of
+from openautoglm.text.answer_parts import ContentPart, ReasoningPart, ToolCallPart
 
 
 def messages_routes(context: ServeContext) -> APIRouter:
@@ -51,38 +55,52 @@ def messages_routes(context: ServeContext) -> APIRouter:
 async def count_chat(context: ServeContext, body: ChatBody) -> int:
     """Return the tokens of a conversation as the model would read it, the beginning of its answer included."""
     check_model(context, body.model)
-    prompt = await chat_prompt(context, body.messages, variables=body.chat_template_kwargs, counted=True)
+    tooling = tooling_of(context, body, Extension())
+    prompt = await chat_prompt(context, body.messages, variables=tooling.variables, tools=tooling.tools, counted=True)
     return len(prompt.tokens)
 
 
 class MessagesWriter(Writer):
-    """A message with one block of text, or the events that it is made of."""
+    """A message of blocks (text, thinking, uses of tools), or the events that it is made of."""
 
     def __init__(self, asked: Asked) -> None:
         self._answer = asked.answer
         self._num_prompt_tokens = asked.num_prompt_tokens
+        self._parts = asked.parts
+        self._content = CollectedList()
         self._text = CollectedText()
+        # "text" or "thinking" while such a block is open.
+        self._open = ""
+        self._num_blocks = 0
         self._last: GenerationEvent | None = None
         self._news = False
 
     def opening(self, usage: Usage) -> Iterable[bytes]:
-        """Yield the message without its text, and the beginning of its block."""
+        """Yield the message without its content."""
         start = self._message([], usage) | self._answer.told()
         yield named_event_bytes({"type": "message_start", "message": start})
-        block = {"type": "text", "text": ""}
-        yield named_event_bytes({"type": "content_block_start", "index": 0, "content_block": block})
 
     def event(self, prompt: int, event: GenerationEvent, *, news: bool) -> Iterable[bytes]:
-        """Yield the text of an event."""
+        """Yield what an event adds to blocks, and the ends and beginnings of these."""
         self._last = event
-        self._news |= news
-        if event.text:
-            delta = {"type": "text_delta", "text": event.text}
-            yield named_event_bytes({"type": "content_block_delta", "index": 0, "delta": delta})
+        for part in self._parts.of(event):
+            if isinstance(part, ToolCallPart):
+                yield from self._stop_block()
+                use: dict[str, object] = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+                yield from self._start_block("tool_use", use)
+                yield self._delta({"type": "input_json_delta", "partial_json": part.arguments})
+                yield from self._stop_block()
+                continue
+            kind = _kind_of(part)
+            if kind != self._open:
+                yield from self._stop_block()
+                yield from self._start_block(kind, _block(kind, ""))
+            yield self._delta({"type": f"{kind}_delta", kind: part.text})
+        self._news |= self._answer.extension.take_late() or news
 
     def closing(self, usage: Usage) -> Iterable[bytes]:
-        """Yield the end of the block, why it ended, and the end of the message."""
-        yield named_event_bytes({"type": "content_block_stop", "index": 0})
+        """Yield the end of the last block, why the message ended, and its end."""
+        yield from self._stop_block()
         delta = {"type": "message_delta", "delta": self._ending(), "usage": self._usage(usage)}
         yield named_event_bytes(delta | (self._answer.told() if self._news else {}))
         yield named_event_bytes({"type": "message_stop"})
@@ -93,14 +111,46 @@ class MessagesWriter(Writer):
 
     def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
         """Keep an event for the whole message."""
-        self._text.add(event.text, charge)
         self._last = event
+        for part in self._parts.of(event):
+            if isinstance(part, ToolCallPart):
+                self._end_block(charge)
+                given = msgspec.Raw(part.arguments.encode())
+                use = {"type": "tool_use", "id": part.id, "name": part.name, "input": given}
+                self._content.add([use], charge)
+                self._num_blocks += 1
+                continue
+            kind = _kind_of(part)
+            if kind != self._open:
+                self._end_block(charge)
+                self._open = kind
+            self._text.add(part.text, charge)
+        if event.finish_reason is not None:
+            self._end_block(charge)
 
     def whole(self, usage: Usage) -> dict[str, object]:
         """Return the finished message."""
-        return self._message([{"type": "text", "text": self._text.text()}], usage) | self._answer.told()
+        return self._message(self._content.raw(), usage) | self._answer.told()
 
-    def _message(self, content: list[dict[str, object]], usage: Usage) -> dict[str, object]:
+    def _start_block(self, kind: str, block: dict[str, object]) -> Iterable[bytes]:
+        self._open = kind
+        yield named_event_bytes({"type": "content_block_start", "index": self._num_blocks, "content_block": block})
+
+    def _stop_block(self) -> Iterable[bytes]:
+        if self._open:
+            yield named_event_bytes({"type": "content_block_stop", "index": self._num_blocks})
+            self._open = ""
+            self._num_blocks += 1
+
+    def _delta(self, delta: dict[str, object]) -> bytes:
+        return named_event_bytes({"type": "content_block_delta", "index": self._num_blocks, "delta": delta})
+
+    def _end_block(self, charge: AnswerCharge) -> None:
+        if self._open:
+            self._content.add([_block(self._open, self._text.text())], charge)
+            self._text, self._open = CollectedText(), ""
+
+    def _message(self, content: object, usage: Usage) -> dict[str, object]:
         return {
             "id": self._answer.id,
             "type": "message",
@@ -117,6 +167,8 @@ class MessagesWriter(Writer):
             return {"stop_reason": None, "stop_sequence": None}
         if event.finish_reason == "length":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if self._parts.calls(event.choice):
+            return {"stop_reason": "tool_use", "stop_sequence": None}
         if isinstance(event.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": event.stop_reason}
         return {"stop_reason": "end_turn", "stop_sequence": None}
@@ -129,6 +181,15 @@ class MessagesWriter(Writer):
             "cache_read_input_tokens": usage.num_cached_tokens,
             "output_tokens": usage.num_completion_tokens,
         }
+
+
+def _kind_of(part: ContentPart | ReasoningPart) -> str:
+    return "text" if isinstance(part, ContentPart) else "thinking"
+
+
+def _block(kind: str, text: str) -> dict[str, object]:
+    # Clients send the signature back with the thinking; here nothing is signed.
+    return {"type": kind, kind: text, **({"signature": ""} if kind == "thinking" else {})}
 
 
 _MESSAGES = ChatProtocol(prefix="msg_", writer=MessagesWriter)

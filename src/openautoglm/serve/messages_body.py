@@ -12,10 +12,8 @@ from openautoglm.serve.parsing import parse
 from openautoglm.serve.schemas import Body, ChatBody, StopAtFirst
 from openautoglm.spec.sampling import MAX_STOP_STRINGS
 
-_TOOLS = 'tools are not available here yet: send tool_choice {"type": "none"}, or no tools'
 # Field -> (types of its value that ask for nothing, why it cannot be honoured).
 _REFUSED: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "thinking": (("disabled",), "thinking is not told apart from text here"),
     "mcp_servers": ((), "this server calls no other"),
     "container": ((), "no code is run here"),
     "context_management": (
@@ -73,17 +71,51 @@ def chat_body(body: CountBody) -> ChatBody:
         value = extra.pop(name, None)
         if value not in (None, [], {}) and not (isinstance(value, dict) and value.get("type") in neutral):
             raise InvalidRequestError(f"{name} cannot be honoured: {reason}", param=name)
-    if body.tools and (body.tool_choice or {}).get("type") != "none":
-        raise InvalidRequestError(f"tools cannot be honoured: {_TOOLS}", param="tools")
     if extra.get("service_tier") == "standard_only":
         del extra["service_tier"]  # there is one tier
     fields: dict[str, Any] = {"model": body.model, "messages": _messages(body)}
     if body.chat_template_kwargs is not None:
         fields["chat_template_kwargs"] = body.chat_template_kwargs
+    fields |= _tool_fields(body) | _thinking_fields(extra.pop("thinking", None))
     if isinstance(body, MessagesBody):
         fields |= {name: getattr(body, name) for name in ("max_tokens", "stream", "temperature", "top_p", "top_k")}
         fields["stop"] = body.stop_sequences
     return parse(ChatBody, extra | fields)
+
+
+def _tool_fields(body: CountBody) -> dict[str, Any]:
+    """Return tools and the choice among them as chat completions name them; tools of Anthropic's own are tolerated."""
+    fields: dict[str, Any] = {}
+    if body.tools:
+        fields["tools"] = [
+            {"type": "function", "function": {"name": tool.get("name"), "parameters": tool.get("input_schema"), **told}}
+            if tool.get("type") in (None, "custom")
+            else {"type": tool["type"]}
+            for tool in body.tools
+            for told in [{"description": tool["description"]} if "description" in tool else {}]
+        ]
+    choice = body.tool_choice
+    if choice is not None:
+        kind = choice.get("type")
+        if kind == "tool":
+            fields["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+        elif kind in ("auto", "any", "none"):
+            fields["tool_choice"] = "required" if kind == "any" else kind
+        else:
+            raise InvalidRequestError("tool_choice.type must be auto, any, tool or none", param="tool_choice")
+        if choice.get("disable_parallel_tool_use"):
+            fields["parallel_tool_calls"] = False
+    return fields
+
+
+def _thinking_fields(thinking: object) -> dict[str, Any]:
+    """Return the switch of the model's template; how much it thinks is the model's."""
+    if thinking is None:
+        return {}
+    kind = thinking.get("type") if isinstance(thinking, Mapping) else None
+    if kind not in ("enabled", "adaptive", "disabled"):
+        raise InvalidRequestError("thinking.type must be enabled, adaptive or disabled", param="thinking")
+    return {"enable_thinking": True} if kind == "enabled" else {}
 
 
 def _messages(body: CountBody) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ from openautoglm.serve.access import Caller
 from openautoglm.serve.answer import Writer
 from openautoglm.serve.answering import Asked, ChatProtocol, answer_chat
 from openautoglm.serve.body import body_bytes, read_json
-from openautoglm.serve.collect import CollectedText
-from openautoglm.serve.connection import named_event_bytes, unless_gone
+from openautoglm.serve.connection import unless_gone
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.generation import Usage
 from openautoglm.serve.intake import AnswerCharge
@@ -25,6 +24,7 @@ from openautoglm.serve.messages import count_chat
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
 from openautoglm.serve.replies import ErrorReply, ReplyError, json_response
+from openautoglm.serve.response_items import ResponseItems
 from openautoglm.serve.response_store import Draft, ResponseStore, StoredResponse
 from openautoglm.serve.responses_body import ResponsesBody, ResponsesCountBody, chat_body, input_messages
 
@@ -121,6 +121,10 @@ def _wish(store: ResponseStore, caller: Caller, body: ResponsesBody, earlier: li
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "previous_response_id": body.previous_response_id,
+        "reasoning": body.reasoning or {"effort": None, "summary": None},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "parallel_tool_calls": (body.model_extra or {}).get("parallel_tool_calls") is not False,
         "store": bool(body.store),
         "text": body.text or {"format": {"type": "text"}},
         "truncation": body.truncation or "disabled",
@@ -133,7 +137,7 @@ def _wish(store: ResponseStore, caller: Caller, body: ResponsesBody, earlier: li
 
 
 class ResponsesWriter(Writer):
-    """A response with one message, or the events that it is made of. Each has a number."""
+    """A response of items, or the events that it is made of."""
 
     def __init__(self, asked: Asked, wish: Wish) -> None:
         self._answer = asked.answer
@@ -141,52 +145,40 @@ class ResponsesWriter(Writer):
         self._sampling = asked.sampling
         self._intake = asked.context.intake
         self._charge: AnswerCharge | None = None
-        self._text = CollectedText()
-        self._last: GenerationEvent | None = None
-        self._number = 0
+        self._items = ResponseItems(asked.parts, asked.answer.identity)
 
     def opening(self, usage: Usage) -> Iterable[bytes]:
-        """Yield the response without its output, and the beginning of its message and of that one's text."""
+        """Yield the response without its output."""
         response = self._response(None, []) | self._answer.told()
-        yield self._event("response.created", response=response)
-        yield self._event("response.in_progress", response=response)
-        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-        yield self._text_event("response.content_part.added", part=_part(""))
+        yield self._items.event("response.created", response=response)
+        yield self._items.event("response.in_progress", response=response)
 
     def event(self, prompt: int, event: GenerationEvent, *, news: bool) -> Iterable[bytes]:
-        """Yield the text of an event; the stream's last events repeat all of it, so it is kept."""
+        """Yield what an event adds to items; the stream's last events repeat all of it, so it is kept."""
         if self._charge is None:
             self._charge = self._intake.answer()
-        self.take(prompt, event, self._charge)
-        if event.text:
-            yield self._text_event("response.output_text.delta", delta=event.text, logprobs=[])
+        return self._items.take(event, self._charge)
 
     def closing(self, usage: Usage) -> Iterable[bytes]:
-        """Yield the ends of text and message, and the whole response."""
-        text = self._text.text()
-        yield self._text_event("response.output_text.done", text=text, logprobs=[])
-        yield self._text_event("response.content_part.done", part=_part(text))
-        response = self.whole(usage)
-        yield self._event("response.output_item.done", output_index=0, item=self._item(self._status(), [_part(text)]))
-        yield self._event(f"response.{self._status()}", response=response)
+        """Yield the whole response."""
+        yield self._items.event(f"response.{self._items.status}", response=self.whole(usage))
 
     def failed(self, reply: ErrorReply, request_id: str) -> bytes:
         """Return the error as an event; clients look for `error`, whatever the event's type."""
-        return self._event("error", message=reply.message, code=reply.code, param=reply.param, **reply.body())
+        return self._items.event("error", message=reply.message, code=reply.code, param=reply.param, **reply.body())
 
     def take(self, prompt: int, event: GenerationEvent, charge: AnswerCharge) -> None:
         """Keep an event."""
-        self._text.add(event.text, charge)
-        self._last = event
+        for _ in self._items.take(event, charge):
+            pass  # nobody streams
 
     def whole(self, usage: Usage) -> dict[str, object]:
         """Return the finished response, which is stored if that was asked for."""
-        text = self._text.text()
-        response = self._response(usage, [self._item(self._status(), [_part(text)])]) | self._answer.told()
+        response = self._response(usage, self._items.output()) | self._answer.told()
         if self._wish.draft is not None:
-            message = msgspec.json.encode({"role": "assistant", "content": text})
-            # The conversation is a JSON list that is never empty.
-            messages = self._wish.messages[:-1] + (b"," if len(self._wish.messages) > 2 else b"") + message + b"]"
+            # The conversation is a JSON list.
+            begin = self._wish.messages[:-1] + (b"," if len(self._wish.messages) > 2 else b"")
+            messages = begin + msgspec.json.encode(self._items.message()) + b"]"
             stored = StoredResponse(response=msgspec.json.encode(response), messages=messages)
             self._wish.draft.finish(self._wish.tenant, self._answer.id, stored)
         return response
@@ -198,21 +190,9 @@ class ResponsesWriter(Writer):
         if self._wish.draft is not None:
             self._wish.draft.close()
 
-    def _status(self) -> str:
-        return "incomplete" if self._last is not None and self._last.finish_reason == "length" else "completed"
-
-    def _item(self, status: str, content: list[dict[str, object]]) -> dict[str, object]:
-        return {
-            "type": "message",
-            "id": f"msg_{self._answer.identity}",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    def _response(self, usage: Usage | None, output: list[dict[str, object]]) -> dict[str, object]:
+    def _response(self, usage: Usage | None, output: object) -> dict[str, object]:
         """Return the response, in progress without `usage`."""
-        status = "in_progress" if usage is None else self._status()
+        status = "in_progress" if usage is None else self._items.status
         return {
             "id": self._answer.id,
             "object": "response",
@@ -223,27 +203,11 @@ class ResponsesWriter(Writer):
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self._answer.model,
             "output": output,
-            "parallel_tool_calls": True,
-            "reasoning": {"effort": None, "summary": None},
             "temperature": self._sampling.temperature,
-            "tool_choice": "auto",
-            "tools": [],
             "top_p": self._sampling.top_p,
             "usage": None if usage is None else _usage(usage),
             **self._wish.told,
         }
-
-    def _event(self, kind: str, **fields: object) -> bytes:
-        number, self._number = self._number, self._number + 1
-        return named_event_bytes({"type": kind, "sequence_number": number, **fields})
-
-    def _text_event(self, kind: str, **fields: object) -> bytes:
-        item_id = f"msg_{self._answer.identity}"
-        return self._event(kind, item_id=item_id, output_index=0, content_index=0, **fields)
-
-
-def _part(text: str) -> dict[str, object]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def _usage(usage: Usage) -> dict[str, object]:
@@ -252,6 +216,6 @@ def _usage(usage: Usage) -> dict[str, object]:
         "input_tokens": prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.num_cached_tokens, "cache_write_tokens": 0},
         "output_tokens": completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
         "total_tokens": prompt_tokens + completion_tokens,
     }

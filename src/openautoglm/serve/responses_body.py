@@ -19,7 +19,7 @@ _REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "prompt": ((), "this server keeps no prompts: send input"),
     "context_management": (([],), 'nothing is dropped in silence: send truncation "auto" to have the input cut'),
     "include": (([], ["reasoning.encrypted_content"]), "there is nothing of that kind in the answer"),
-    "max_tool_calls": ((), "tools are not available here yet"),
+    "max_tool_calls": ((), "the client calls tools, and may stop"),
     "top_logprobs": ((0,), "logprobs belong to /v1/chat/completions"),
     "logprobs": ((False,), "logprobs belong to /v1/chat/completions"),
     "n": ((1,), "there is one answer"),
@@ -76,10 +76,6 @@ def chat_body(body: ResponsesCountBody, earlier: list[dict[str, Any]]) -> ChatBo
         value = extra.pop(name, None)
         if value is not None and value not in neutral:
             raise InvalidRequestError(f"{name} cannot be honoured: {reason}", param=name)
-    if body.tools and body.tool_choice != "none":
-        raise InvalidRequestError(
-            'tools cannot be honoured: they are not available here yet, send tool_choice "none"', param="tools"
-        )
     for name in _DROPPED:
         extra.pop(name, None)
     messages = [*earlier, *input_messages(body)]
@@ -90,6 +86,10 @@ def chat_body(body: ResponsesCountBody, earlier: list[dict[str, Any]]) -> ChatBo
     fields: dict[str, Any] = {"model": body.model, "messages": messages}
     if body.chat_template_kwargs is not None:
         fields["chat_template_kwargs"] = body.chat_template_kwargs
+    if body.tools:
+        fields["tools"] = [_tool(tool) for tool in body.tools]
+    choice = body.tool_choice
+    fields["tool_choice"] = _tool(choice) if isinstance(choice, dict) and choice.get("type") == "function" else choice
     if isinstance(body, ResponsesBody):
         fields |= {
             "max_tokens": body.max_output_tokens,
@@ -104,6 +104,13 @@ def chat_body(body: ResponsesCountBody, earlier: list[dict[str, Any]]) -> ChatBo
         if body.reasoning is not None:
             fields["reasoning_effort"] = body.reasoning.get("effort")
     return parse(ChatBody, extra | fields)
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool, or the choice of one, as chat completions nest it."""
+    if tool.get("type") != "function":
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def input_messages(body: ResponsesCountBody) -> list[dict[str, Any]]:
