@@ -14,6 +14,7 @@ from openautoglm.engine.pooled import Pooled
 from openautoglm.engine.prefix import root_key, session_key
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
+from openautoglm.executor.protocol import Executor
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.text.detokenize import TokenSource
 
@@ -36,6 +37,24 @@ class AdmissionLimits:
     keeps_sessions: bool = False
     hidden_size: int = 0
     step_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls, executor: Executor, context_tokens: int, *, eos_token_ids: tuple[int, ...], keeps_sessions: bool
+    ) -> AdmissionLimits:
+        """Return what an executor's cache and its steps allow of contexts of `context_tokens`."""
+        layout = executor.layout()
+        block_tokens = layout.groups[0].block_tokens
+        return cls(
+            context_tokens=min(context_tokens, layout.num_blocks * block_tokens),
+            block_tokens=block_tokens,
+            vocab_size=layout.vocab_size,
+            eos_token_ids=frozenset(eos_token_ids),
+            fingerprint=executor.determinism(),
+            keeps_sessions=keeps_sessions,
+            hidden_size=layout.hidden_size,
+            step_tokens=layout.max_step_tokens,
+        )
 
 
 def make_request(

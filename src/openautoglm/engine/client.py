@@ -30,7 +30,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     A smaller `priority` number goes first; equals go in the order of their arrival. `namespace` separates prefix caches
     of tenants. The KV cache of a `session_id` of a namespace is kept after the answer. Counted from its arrival, a
     request that has not ended after `deadline_seconds` is of no use any more: it ends with an error of the kind
-    "DeadlineError". With a `pooling` the embedding of its prompt is wanted: it generates one token, which means nothing.
+    "DeadlineError". With a `pooling` the embedding of its prompt is wanted: it generates one token, which means
+    nothing.
     """
 
     request_id: str

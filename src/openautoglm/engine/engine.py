@@ -83,15 +83,8 @@ class Engine:
         rows = min(layout.max_step_rows, layout.max_step_tokens)
         self.max_running = rows if max_running is None else min(max_running, rows)
         self.max_queued = max_queued
-        self.limits = AdmissionLimits(
-            context_tokens=min(context_tokens, layout.num_blocks * self._pool.block_tokens),
-            block_tokens=self._pool.block_tokens,
-            vocab_size=layout.vocab_size,
-            eos_token_ids=frozenset(eos_token_ids),
-            fingerprint=executor.determinism(),
-            keeps_sessions=sessions.seconds > 0,
-            hidden_size=layout.hidden_size,
-            step_tokens=layout.max_step_tokens,
+        self.limits = AdmissionLimits.of(
+            executor, context_tokens, eos_token_ids=eos_token_ids, keeps_sessions=sessions.seconds > 0
         )
         self._most_step_tokens = most_tokens = layout.max_step_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
