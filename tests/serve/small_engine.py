@@ -220,8 +220,10 @@ class _Choice:
             return b""
         sign = -1 if self._request.pooling is Pooling.MEAN else 1
         numbers = [*self._request.prompt_tokens[:4], 0, 0, 0][:4]
+        if not any(numbers):
+            numbers[0] = 1
         length = math.sqrt(sum(number * number for number in numbers))
-        return b"" if not length else struct.pack("<4f", *(sign * number / length for number in numbers))
+        return struct.pack("<4f", *(sign * number / length for number in numbers))
 
     def _common(self) -> dict[str, object]:
         return {

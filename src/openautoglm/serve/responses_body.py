@@ -155,8 +155,7 @@ def _message(item: InputItem, where: str) -> dict[str, Any] | None:
     if item.type == "reasoning":
         return None
     raise InvalidRequestError(
-        f"{where} is {item.type[:40] if item.type else None}, but this server reads messages, calls of functions and "
-        "their outputs",
+        f"{where} has a type that is not known here: this server reads messages, calls of functions and their outputs",
         param=where,
     )
 
