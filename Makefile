@@ -19,9 +19,10 @@ dev: $(VENV)/.installed-test
 	  -DOPENAUTOGLM_DEV=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/cmake --build build/dev
 
-# Portable tests: any Debian, no root, no accelerator, no network beyond the package index.
+# Portable tests: any Debian, no root, no accelerator, no network beyond the package index. A process for each core, and
+# a file's tests in one of them.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "not long and not cgroup" tests
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not long and not cgroup" tests
 
 # Some need a memory cgroup, as cgroup-tests do, and up to 9 GiB.
 test-long: $(VENV)/.installed-test

@@ -18,7 +18,10 @@ from openautoglm.engine.engine import Engine
 from openautoglm.engine.prefix import PrefixCache
 from openautoglm.engine.request import Sequence, SequenceState
 from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.engine.sessions import Sessions
+from openautoglm.engine.speculation import PromptLookup
 from openautoglm.errors import EngineError
+from openautoglm.spec.reuse import NO_SESSIONS, Speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,3 +182,5 @@ class AblatedEngine(Engine):
             max_step_tokens=layout.max_step_tokens,
             max_running=self.max_running,
         )
+        self.lookup = PromptLookup(self._scheduler, Speculation.OFF)
+        self.sessions = Sessions(self._scheduler, None, layout, NO_SESSIONS)
