@@ -7,10 +7,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anthropic
 import httpx
 import openai
 import uvicorn
@@ -60,6 +62,7 @@ class Live:
     loop: asyncio.AbstractEventLoop
     # One client for all requests: making one costs more than a request.
     http: httpx.Client
+    clients: ExitStack
 
     def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the server's own event loop."""
@@ -72,7 +75,12 @@ class Live:
         return self.http.get(path, **options)  # type: ignore[arg-type]
 
     def client(self, key: str = "EMPTY") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        return self.clients.enter_context(client)
+
+    def anthropic_client(self, key: str = "EMPTY") -> anthropic.Anthropic:
+        client = anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, timeout=30)
+        return self.clients.enter_context(client)
 
     def chat(self, text: str = "hello", **fields: object) -> httpx.Response:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields})
@@ -144,8 +152,8 @@ def live_server(
             assert thread.is_alive()
             time.sleep(0.005)
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=30) as client:
-            live = Live(url, port, engine, context, tokenizer, app, loops[0], client)
+        with httpx.Client(base_url=url, timeout=30) as client, ExitStack() as clients:
+            live = Live(url, port, engine, context, tokenizer, app, loops[0], client, clients)
             yield live
         if context.tracing is not None:
             live.in_loop(context.tracing.close())

@@ -30,6 +30,8 @@ from openautoglm.text.tokenizer import Tokenizer
 
 CACHED_TOKENS = 3
 
+NO_VECTOR = (2, 1, 2, 1)  # a prompt whose hidden states are no vector of numbers
+
 
 @dataclass
 class SmallEngine:
@@ -219,7 +221,9 @@ class _Choice:
         if self._request.pooling is None:
             return b""
         sign = -1 if self._request.pooling is Pooling.MEAN else 1
-        numbers = [*self._request.prompt_tokens[:4], 0, 0, 0][:4]
+        if self._request.prompt_tokens == NO_VECTOR:
+            return b""
+        numbers = [*self._request.prompt_tokens[:4], 0, 0, 0, 0][:4]
         if not any(numbers):
             numbers[0] = 1
         length = math.sqrt(sum(number * number for number in numbers))

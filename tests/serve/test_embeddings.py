@@ -14,7 +14,7 @@ from openautoglm.serve.access import AccessOptions
 from openautoglm.serve.keys import KeyLimits, KeyRecord, Role, change_keys, key_digest
 from openautoglm.text.tokenizer import Tokenizer
 from tests.serve.live import Live, live_server
-from tests.serve.small_engine import CACHED_TOKENS, overloaded
+from tests.serve.small_engine import CACHED_TOKENS, NO_VECTOR, overloaded
 
 PATH = "/v1/embeddings"
 
@@ -90,7 +90,7 @@ def test_what_is_refused_is_named(server: Live, fields: dict[str, object], named
 
 
 def test_states_that_are_no_vector_fail_the_request(server: Live) -> None:
-    response = server.post(PATH, {"input": [[0], [5]]})
+    response = server.post(PATH, {"input": [NO_VECTOR, [5]]})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "generation_failed")
     server.still_answers()
 

@@ -18,7 +18,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 def client_of(server: Live, key: str = "EMPTY") -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=30)
+    return server.anthropic_client(key)
 
 
 def events_of(server: Live, **fields: object) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def module_server(tokenizer: Tokenizer) -> Iterator[Live]:
 
 
 def message_of(server: Live, *, stream: bool, **fields: Any) -> anthropic.types.Message:
-    client = anthropic.Anthropic(base_url=server.url, api_key="EMPTY", max_retries=0, timeout=30)
+    client = server.anthropic_client()
     body: dict[str, Any] = {
         "model": "small", "max_tokens": 500, "messages": [{"role": "user", "content": TEXT}], "tools": [ANTHROPIC_TOOL],
         **fields,
