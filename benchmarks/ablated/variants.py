@@ -17,7 +17,8 @@ from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.prefix import PrefixCache
 from openautoglm.engine.request import Sequence, SequenceState
-from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.engine.schedule import Schedule
+from openautoglm.engine.scheduler import Scheduler
 from openautoglm.engine.sessions import Sessions
 from openautoglm.engine.speculation import PromptLookup
 from openautoglm.errors import EngineError

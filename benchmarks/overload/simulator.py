@@ -14,23 +14,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from idle_executor import BLOCK_TOKENS, Done, IdleExecutor, LetterTokenizer
+from openautoglm.bench.idle_executor import BLOCK_TOKENS, LetterTokenizer
+from openautoglm.bench.simulator import END_TOKEN, IDLE_SECONDS, PricedExecutor, VirtualClock, unshared_prompt
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.request import Sequence as EngineSequence
 from openautoglm.engine.scheduler import Verdict as GateVerdict
 from openautoglm.errors import DeadlineError, OverloadedError
-from openautoglm.executor.protocol import SampleBatch, StepBatch
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.spec.step_cost import StepCost
 from overload.trace import Arrival
 
-END_TOKEN = 1
-TEXT_TOKEN = 2
-VOCAB_SIZE = 50_000
-IDLE_SECONDS = 1e-3
 MOST_URGENT = -1000
 
 
@@ -45,43 +39,12 @@ class Server:
     prompt_token_seconds: float
     row_seconds: float
 
-
-@dataclass(slots=True)
-class Clock:
-    """Virtual seconds."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class PricedExecutor(IdleExecutor):
-    """Advances the clock by the price of each step. A choice ends at the length that its seed stands for."""
-
-    def __init__(self, server: Server, clock: Clock, lengths: Mapping[int, int]) -> None:
-        super().__init__(
-            num_blocks=server.num_blocks,
-            max_step_tokens=server.max_step_tokens,
-            max_step_rows=server.max_running,
-            vocab_size=VOCAB_SIZE,
+    @property
+    def cost(self) -> StepCost:
+        """What a step takes."""
+        return StepCost(
+            base_seconds=self.base_seconds, prompt_token_seconds=self.prompt_token_seconds, row_seconds=self.row_seconds
         )
-        self._server = server
-        self._clock = clock
-        self._lengths = np.zeros(max(lengths, default=0) + 1, dtype=np.int64)
-        for seed, length in lengths.items():
-            self._lengths[seed] = length
-
-    def submit(self, batch: StepBatch) -> Done:
-        server, rows = self._server, len(batch.row_offsets) - 1
-        self._clock.now += (
-            server.base_seconds + server.prompt_token_seconds * (len(batch.tokens) - rows) + server.row_seconds * rows
-        )
-        return super().submit(batch)
-
-    def draw(self, sample: SampleBatch) -> NDArray[np.int32]:
-        ends = sample.positions + 1 >= self._lengths[sample.seeds.astype(np.int64)]
-        return np.where(ends, END_TOKEN, TEXT_TOKEN).astype(np.int32)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,8 +70,15 @@ def play(
     `let_in` is never held back or given up, with `first` it waits for nobody either. Ends as soon as one of `stop_at`
     is rejected.
     """
-    clock = Clock()
-    executor = PricedExecutor(server, clock, {one.index: one.answer_tokens for one in trace})
+    clock = VirtualClock()
+    executor = PricedExecutor(
+        server.cost,
+        clock,
+        {one.index: one.answer_tokens for one in trace},
+        num_blocks=server.num_blocks,
+        max_step_tokens=server.max_step_tokens,
+        max_step_rows=server.max_running,
+    )
     engine = Engine(
         executor, LetterTokenizer(), eos_token_ids=(END_TOKEN,), context_tokens=server.num_blocks * BLOCK_TOKENS,
         max_running=server.max_running, max_queued=1 << 20, clock=clock,
@@ -156,11 +126,9 @@ def _let_in(engine: Engine, request_id: str) -> None:
 
 
 def _add(engine: Engine, arrival: Arrival, run: Run, *, deadlines: bool, priority: int) -> None:
-    # A prompt of its own for each, so that no prefix is shared.
-    tokens = ((np.arange(arrival.prompt_tokens) * 7919 + arrival.index * 104_729) % (VOCAB_SIZE - 10) + 10).tolist()
     request = GenerationRequest(
         request_id=str(arrival.index),
-        prompt_tokens=tuple(tokens),
+        prompt_tokens=unshared_prompt(arrival.index, arrival.prompt_tokens),
         sampling=SamplingParams(max_tokens=arrival.max_tokens, seed=arrival.index),
         priority=priority,
         deadline_seconds=arrival.deadline_seconds if deadlines else None,

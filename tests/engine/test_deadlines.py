@@ -1,22 +1,15 @@
-"""Prices of steps, who ends when, and the queue of deadlines: against a plain solver, a simulation and sorting."""
+"""Who ends when, and the queue of deadlines: against a simulation and sorting."""
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openautoglm.engine.admission import AdmissionLimits, make_request
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.deadlines import (
-    LEAST_STEPS,
-    MEMORY_STEPS,
     Beside,
     DeadlineQueue,
-    StepCosts,
     StepPrice,
     Work,
     work_left,
@@ -33,69 +26,11 @@ LIMITS = AdmissionLimits(
 def make(deadline_seconds: float | None, *, arrival: int = 0, now_seconds: float = 0.0, prompt: int = 5) -> Request:
     generation = GenerationRequest(
         request_id=str(arrival),
-        prompt_tokens=tuple(range(2, 2 + prompt)),
+        prompt_tokens=tuple(2 + index % 95 for index in range(prompt)),
         sampling=SamplingParams(max_tokens=50, seed=1),
         deadline_seconds=deadline_seconds,
     )
     return make_request(generation, LIMITS, WordTokenizer(), arrival=arrival, now_seconds=now_seconds)
-
-
-# ---- prices ----
-
-
-def test_the_price_is_the_weighted_least_squares_of_numpy() -> None:
-    randomness = random.Random(1)
-    costs, rows, seconds = StepCosts(), [], []
-    for _ in range(300):
-        prompt, num_rows = randomness.choice([0, 0, 0, 40, 500]), randomness.randint(1, 32)
-        noise = randomness.uniform(0.9, 1.1)
-        rows.append((1.0, prompt, num_rows))
-        seconds.append(noise * (0.02 + 0.004 * prompt + 0.002 * num_rows))
-        costs.add(prompt, num_rows, seconds[-1])
-    weights = (1 - 1 / MEMORY_STEPS) ** np.arange(299, -1, -1)
-    root = np.sqrt(weights)
-    solved = np.linalg.lstsq(np.array(rows) * root[:, None], np.array(seconds) * root, rcond=None)[0]
-    price = costs.price()
-    assert price is not None
-    assert (price.base_seconds, price.prompt_token_seconds, price.row_seconds) == pytest.approx(tuple(solved), rel=1e-3)
-
-
-def test_a_price_changes_with_the_machine() -> None:
-    costs = StepCosts()
-    for factor in (1.0, 3.0):
-        for step in range(5 * MEMORY_STEPS):
-            prompt, num_rows = (step % 3) * 100, 1 + step % 7
-            costs.add(prompt, num_rows, factor * (0.01 + 0.001 * prompt + 0.002 * num_rows))
-    price = costs.price()
-    assert price is not None
-    assert price.decode_seconds(4) == pytest.approx(3 * 0.018, rel=0.02)
-
-
-def test_the_first_step_prices_tokens_and_gives_nobody_up() -> None:
-    costs = StepCosts()
-    assert costs.guess() is None
-    costs.add(490, 10, 2.0)
-    guess = costs.guess()
-    assert guess is not None
-    assert guess.prompt_token_seconds == pytest.approx(0.004, rel=0.02)
-    assert guess.decode_seconds(1) < 0.01
-    for _ in range(LEAST_STEPS - 1):
-        assert costs.price() is None
-        costs.add(0, 10, 0.04)
-    price = costs.price()
-    assert price is not None
-    assert price.decode_seconds(10) == pytest.approx(0.04, rel=0.02)
-
-
-def test_equal_steps_leave_no_price_negative_or_wild() -> None:
-    costs = StepCosts()
-    for _ in range(100):
-        costs.add(0, 1, 0.05)
-    price = costs.price()
-    assert price is not None
-    assert price.decode_seconds(1) == pytest.approx(0.05, rel=1e-3)
-    assert 0 <= price.prompt_token_seconds <= 0.05
-    assert 0 <= price.row_seconds <= 0.051
 
 
 # ---- who ends when ----

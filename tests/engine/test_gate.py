@@ -9,13 +9,15 @@ import pytest
 
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.client import GenerationRequest
-from openautoglm.engine.deadlines import LEAST_STEPS, StepPrice, work_left
+from openautoglm.engine.costs import LEAST_STEPS
+from openautoglm.engine.deadlines import StepPrice, work_left
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.gate import SWEEP_SECONDS, SWEEP_SEQUENCES, DeadlineGate
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.scheduler import MOST_ASKED, STEPS_BEFORE_ASKING, Scheduler, Verdict
 from openautoglm.errors import DeadlineError
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.spec.step_cost import StepLoad
 from tests.engine.clock import Clock
 from tests.engine.history_executor import HistoryExecutor, make_engine
 from tests.engine.test_deadlines import late_ones, make, simulate
@@ -30,7 +32,8 @@ def gated(*, num_blocks: int = 400, max_running: int = 16) -> tuple[DeadlineGate
     for step in range(60):
         prompt, rows = (step % 3) * 32, 1 + step % 5
         gate.costs.add(
-            prompt, rows, PRICE.base_seconds + prompt * PRICE.prompt_token_seconds + rows * PRICE.row_seconds
+            StepLoad(num_prompt_tokens=prompt, num_rows=rows, num_keys=0, num_pairs=0),
+            PRICE.base_seconds + prompt * PRICE.prompt_token_seconds + rows * PRICE.row_seconds,
         )
     return gate, scheduler
 

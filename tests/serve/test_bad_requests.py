@@ -183,7 +183,7 @@ CASES = {
     "audio output": field("modalities", ["text", "audio"], "only text"),
     "a template in the request": field("chat_template", "{{ 1 }}", "templates are not taken from requests"),
     "best_of above n": field("best_of", 4, "equals n"),
-    "flex tier": field("service_tier", "flex", "one service tier"),
+    "an unknown tier": field("service_tier", "scale", "service_tier must be one of"),
     "silent truncation": field("truncate_prompt_tokens", 5, "never shortened in silence"),
     "a cache key of the client": field("cache_salt", "x", "separated by the server"),
     "stream_options without stream": field("stream_options", {"include_usage": True}, "needs stream: true"),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from openautoglm.bench.load import LoadRun
 from openautoglm.bench.outcome import Outcome
+from openautoglm.bench.spread import Spread, spread_lines, spread_of
 
 SCHEMA_VERSION = 1
-PERCENTILES = (50, 90, 95, 99)
 # A client that sends this late, or is busy this much of the time, measures itself.
 LATE_CLIENT_SECONDS = 0.05
 BUSY_CLIENT_SHARE = 0.8
@@ -40,19 +40,6 @@ class ServiceLevel:
             (outcome.request.deadline_seconds, outcome.whole_seconds),
         )
         return all(most is None or seconds is None or seconds <= most for most, seconds in limits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """How a time is spread over requests, in seconds."""
-
-    mean: float
-    percentiles: dict[int, float]
-    most: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the figures by name: mean, p50, ..., max."""
-        return {"mean": self.mean, **{f"p{k}": v for k, v in self.percentiles.items()}, "max": self.most}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,24 +137,12 @@ def make_report(run: LoadRun, level: ServiceLevel, *, seed: int = 0) -> LoadRepo
         output_tokens=sum(one.num_output_tokens for one in answered),
         good_output_tokens=sum(one.num_output_tokens for one in good),
         tokens_told=all(one.output_tokens is not None for one in answered),
-        first_token=_spread(one.first_token_seconds for one in answered),
-        gap=_spread(gap for one in answered for gap in one.gap_seconds),
-        token_gap=_spread(one.token_gap_seconds for one in answered),
-        whole=_spread(one.whole_seconds for one in answered),
+        first_token=spread_of(one.first_token_seconds for one in answered),
+        gap=spread_of(gap for one in answered for gap in one.gap_seconds),
+        token_gap=spread_of(one.token_gap_seconds for one in answered),
+        whole=spread_of(one.whole_seconds for one in answered),
         late_send_seconds=float(np.percentile(late, 99)) if late else 0.0,
         client_busy_share=run.processor_seconds / run.seconds if run.seconds else 0.0,
-    )
-
-
-def _spread(values: Iterable[float | None]) -> Spread | None:
-    known = np.array([value for value in values if value is not None])
-    if not len(known):
-        return None
-    found = np.percentile(known, PERCENTILES)
-    return Spread(
-        mean=float(known.mean()),
-        percentiles={name: float(value) for name, value in zip(PERCENTILES, found, strict=True)},
-        most=float(known.max()),
     )
 
 
@@ -188,17 +163,7 @@ def load_report_table(report: LoadReport) -> str:
         ("per token, of a request", report.token_gap),
         ("whole answer", report.whole),
     )
-    rows = [("ms", "mean", *(f"p{k}" for k in PERCENTILES), "max")]
-    rows += [
-        (name, *(f"{1e3 * value:,.1f}" for value in spread.as_dict().values()))
-        for name, spread in spreads
-        if spread is not None
-    ]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines.append("")
-    for name, *figures in rows:
-        cells = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    lines += ["", *spread_lines(spreads)]
     if report.errors:
         lines += ["", "failed:"]
         lines += [f"  {count:6}  {name}: {report.messages[name]}" for name, count in report.errors.items()]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -105,9 +105,22 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     "--expires-days", type=click.FloatRange(min=0, min_open=True, max=36500), metavar="N", help="Days it is good for."
 )
 @_limit_options
+@click.option(
+    "--queue",
+    type=click.Choice(("high", "normal", "batch")),
+    default="normal",
+    show_default=True,
+    help="The best queue that its requests may ask for.",
+)
 @click.option("--tenant", metavar="NAME", help="Whose it is: keys of one tenant share cached prefixes.")
 def create_command(
-    name: str, file: Path, roles: tuple[str, ...], expires_days: float | None, tenant: str | None, limits: KeyLimits
+    name: str,
+    file: Path,
+    roles: tuple[str, ...],
+    expires_days: float | None,
+    tenant: str | None,
+    limits: KeyLimits,
+    queue: Literal["high", "normal", "batch"],
 ) -> None:
     """Make a key called NAME and print it: it is kept nowhere, and shown only now."""
     from openautoglm.errors import ConfigError
@@ -122,6 +135,7 @@ def create_command(
         expires=None if expires_days is None else now + int(expires_days * _SECONDS_PER_DAY),
         tenant=tenant,
         limits=limits,
+        queue=queue,
     )
 
     def add(keys: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
@@ -148,12 +162,12 @@ def list_command(file: Path, as_json: bool) -> None:
         listed = [{name: value for name, value in msgspec.to_builtins(key).items() if name != "sha256"} for key in keys]
         click.echo(json.dumps({"schema_version": 1, "keys": listed}, indent=2))
         return
-    rows = [("NAME", "ROLES", "TENANT", "CREATED", "EXPIRES", "LIMITS")]
+    rows = [("NAME", "ROLES", "TENANT", "CREATED", "EXPIRES", "QUEUE", "LIMITS")]
     rows += [
-        (key.name, ",".join(key.roles), key.owner, _day(key.created), _day(key.expires), _limits(key.limits))
+        (key.name, ",".join(key.roles), key.owner, _day(key.created), _day(key.expires), key.queue, _limits(key.limits))
         for key in keys
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -26,6 +26,7 @@ _COMMANDS = {
     "top": "Watch a running server: memory map, ladder, requests, speed.",
     "profile": "Sample which functions a running server spends its time in.",
     "bench": "Measure speed and memory beside this machine's roofline.",
+    "simulate": "Replay a trace of traffic against the scheduler, without a model.",
     "doctor": "Check this machine, with advice for each finding.",
     "ls": "List the models in the local cache.",
     "pull": "Download a model into the local cache.",

@@ -16,10 +16,13 @@ from openautoglm.cli.model_argument import model_argument
 from openautoglm.cli.privacy_options import privacy_options
 from openautoglm.cli.receipt_option import receipt_option
 from openautoglm.cli.reuse_options import reuse_options
+from openautoglm.cli.scheduling_options import scheduling_options
+from openautoglm.cli.tls_options import tls_options
 from openautoglm.cli.trace_options import trace_options
 from openautoglm.cli.watchdog_options import watchdog_options
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.reuse import ReuseOptions
+from openautoglm.spec.scheduling import SchedulingOptions
 from openautoglm.spec.watchdog import WatchdogOptions
 
 if TYPE_CHECKING:
@@ -42,8 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @access_options
 @privacy_options
 @audit_options
-@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate chain in PEM: serve HTTPS.")
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key in PEM, if it is not in the same file.")
+@tls_options
 @click.option(
     "--served-model-name",
     "model_names",
@@ -56,6 +58,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--max-queued", type=click.IntRange(min=0), default=256, show_default=True, help="Requests that may wait."
 )
 @answer_options
+@scheduling_options
+@click.option("--record-traffic", type=_FILE, metavar="FILE", help="Write a trace for `simulate`: no prompts, no text.")
 @receipt_option
 @reuse_options
 @watchdog_options
@@ -77,11 +81,12 @@ def serve_command(
     access: AccessOptions,
     privacy: PrivacyOptions,
     audit: AuditOptions | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
+    tls: Tls | None,
     model_names: tuple[str, ...],
     max_running: int | None,
     max_queued: int,
+    scheduling: SchedulingOptions,
+    record_traffic: Path | None,
     receipt: Path | None,
     reuse: ReuseOptions,
     watchdog: WatchdogOptions,
@@ -110,6 +115,7 @@ def serve_command(
             strict=strict,
             speculation=reuse.speculation,
             sessions=reuse.sessions,
+            scheduling=scheduling,
             watchdog=watchdog,
         ),
         host=host,
@@ -117,21 +123,14 @@ def serve_command(
         access=access,
         privacy=privacy,
         audit=audit,
-        tls=_tls(tls_cert, tls_key),
+        tls=tls,
         model_names=model_names,
         drain_seconds=drain_seconds,
         receipt_file=receipt,
         answers=answers,
         traces=traces,
         reuse=reuse,
+        traffic_file=record_traffic,
     )
     with LoadProgress() as progress:
         raise click.exceptions.Exit(serve(options, progress=progress, on_loaded=progress.finish))
-
-
-def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
-    from openautoglm.serve.web import Tls
-
-    if certificate is None and key is not None:
-        raise click.UsageError("--tls-key needs --tls-cert")
-    return None if certificate is None else Tls(certificate=certificate, key=key)

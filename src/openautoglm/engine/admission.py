@@ -13,9 +13,10 @@ from openautoglm.engine.output import ChoiceText
 from openautoglm.engine.pooled import Pooled
 from openautoglm.engine.prefix import root_key, session_key
 from openautoglm.engine.request import Request, Sequence
-from openautoglm.errors import ContextOverflowError, InvalidRequestError
+from openautoglm.errors import ContextOverflowError, EngineError, InvalidRequestError
 from openautoglm.executor.protocol import Executor
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.spec.scheduling import AGING_SECONDS
 from openautoglm.text.detokenize import TokenSource
 
 SEED_MASK = (1 << 64) - 1
@@ -37,14 +38,27 @@ class AdmissionLimits:
     keeps_sessions: bool = False
     hidden_size: int = 0
     step_tokens: int = 0
+    aging_seconds: float = AGING_SECONDS
 
     @classmethod
     def of(
-        cls, executor: Executor, context_tokens: int, *, eos_token_ids: tuple[int, ...], keeps_sessions: bool
+        cls,
+        executor: Executor,
+        context_tokens: int,
+        *,
+        eos_token_ids: tuple[int, ...],
+        keeps_sessions: bool,
+        aging_seconds: float,
     ) -> AdmissionLimits:
-        """Return what an executor's cache and its steps allow of contexts of `context_tokens`."""
+        """Return what an executor's cache and its steps allow of contexts of `context_tokens`.
+
+        Raises `EngineError` where its cache groups have blocks of different sizes.
+        """
         layout = executor.layout()
         block_tokens = layout.groups[0].block_tokens
+        if any(group.block_tokens != block_tokens for group in layout.groups):
+            sizes = sorted({group.block_tokens for group in layout.groups})
+            raise EngineError(f"the cache groups must share one block size, got {sizes} tokens")
         return cls(
             context_tokens=min(context_tokens, layout.num_blocks * block_tokens),
             block_tokens=block_tokens,
@@ -54,6 +68,7 @@ class AdmissionLimits:
             keeps_sessions=keeps_sessions,
             hidden_size=layout.hidden_size,
             step_tokens=layout.max_step_tokens,
+            aging_seconds=aging_seconds,
         )
 
 
@@ -95,6 +110,7 @@ def make_request(
         deadline_seconds=_check_deadline(generation.deadline_seconds),
         session=None if generation.session_id is None else session_key(root, generation.session_id),
         pooled=_pooled(generation, limits),
+        aging_seconds=limits.aging_seconds,
     )
     max_blocks = -(-(len(prompt) + max_new_tokens) // limits.block_tokens)
     request.sequences.extend(

@@ -43,6 +43,7 @@ from openautoglm.planner.explain import plan_table
 from openautoglm.planner.receipt import MeasuredMemory, receipt_as_dict, receipt_table
 from openautoglm.planner.runtime_needs import runtime_needs
 from openautoglm.planner.search import make_plan
+from openautoglm.planner.step_cost import predict_step_cost
 from openautoglm.probe.machine import probe_machine
 from openautoglm.probe.pressure import PressureProbe
 from openautoglm.probe.process_memory import measure_process_memory
@@ -273,6 +274,8 @@ def _new_engine(
         grammars=Grammars(compiler, ledger),
         speculation=options.speculation,
         sessions=options.sessions,
+        scheduling=options.scheduling,
+        step_cost=predict_step_cost(plan, prepared.spec),
     )
 
 

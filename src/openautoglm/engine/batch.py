@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from openautoglm.engine.request import Request, Sequence
-from openautoglm.engine.scheduler import Schedule, ScheduledRow
+from openautoglm.engine.schedule import Schedule, ScheduledRow
 from openautoglm.executor.protocol import Float32, Int32, SampleBatch, StepBatch, UInt32
 
 _ALL = np.uint32(0xFFFFFFFF)

@@ -156,6 +156,25 @@ class ConstraintStatus(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: int
 
 
+class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue: choices that run and wait now, and how long the first of those that wait has been there."""
+
+    num_running: int
+    num_waiting: int
+    oldest_seconds: float
+
+
+class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps whose prompt tokens were limited for the sake of streams: the last limit, how many steps there were, and
+    how many of them took longer than they should all the same. The targets are None where there is none."""
+
+    last_tokens: int
+    num_limited_steps: int
+    num_late_steps: int
+    itl_seconds: float | None
+    ttft_seconds: float | None
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Counters and gauges for `/metrics` and `/health`; counters only grow.
 
@@ -169,6 +188,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     of these are 0 for an engine without a ladder. `memory_reports` counts the reports of the engine's watchdog by
     reason, `num_unwritten_reports` those that found no place on disk. `memory` is the budget, what takes it, and the
     ladder; None for an engine without one. `constraints` is None for an engine that knows none.
+    `queues` are those of priorities, by name; `budget` is None where steps are never limited.
     """
 
     ready: bool
@@ -202,6 +222,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     constraints: ConstraintStatus | None = None
     speculation: SpeculationStatus | None = None
     sessions: SessionStatus | None = None
+    queues: dict[str, QueueStatus] = {}
+    budget: BudgetStatus | None = None
 
 
 class EngineClient(Protocol):

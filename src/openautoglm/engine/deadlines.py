@@ -1,9 +1,9 @@
-"""Deadlines: what a step costs here, whether a request can still end in time, and which have run out.
+"""Deadlines: whether a request can still end in time, and which have run out.
 
     a step of T prompt tokens and R decoding rows takes about   base + T * per_prompt_token + R * per_row   seconds
 
-learned from the steps themselves. A waiting request is started only if it can still end in time, and if everybody
-that runs and could end in time still does with it; one that cannot end in time even alone is told so at once.
+learned from the steps themselves (costs.py). A waiting request is started only if it can still end in time, and
+if everybody that runs and could end in time still does with it; one that cannot end in time even alone is told so.
 """
 
 from __future__ import annotations
@@ -14,69 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-import numpy as np
-
 from openautoglm.engine.request import Request, Sequence, SequenceState
-
-# Steps whose weight in the estimate has fallen to 1/e.
-MEMORY_STEPS = 200
-# Nobody is given up for a price from fewer steps.
-LEAST_STEPS = 8
-
-
-class StepCosts:
-    """Least squares over the last steps, older ones weighing less; a few multiplications per step."""
-
-    __slots__ = ("_count", "_p", "_pp", "_pr", "_pt", "_r", "_rr", "_rt", "_solved", "_t", "_w", "num_steps")
-
-    def __init__(self) -> None:
-        self._w = self._p = self._r = self._t = self._pp = self._pr = self._rr = self._pt = self._rt = 0.0
-        self._solved: StepPrice | None = None
-        self.num_steps = 0
-
-    def add(self, num_prompt_tokens: int, num_rows: int, seconds: float) -> None:
-        """Take note of a step."""
-        keep = 1 - 1 / MEMORY_STEPS
-        p, r, t = float(num_prompt_tokens), float(num_rows), seconds
-        self._w = self._w * keep + 1
-        self._p = self._p * keep + p
-        self._r = self._r * keep + r
-        self._t = self._t * keep + t
-        self._pp = self._pp * keep + p * p
-        self._pr = self._pr * keep + p * r
-        self._rr = self._rr * keep + r * r
-        self._pt = self._pt * keep + p * t
-        self._rt = self._rt * keep + r * t
-        self._solved = None
-        self.num_steps += 1
-
-    def price(self) -> StepPrice | None:
-        """Return what steps cost now; None while too few have been seen to give anybody up for it."""
-        return self.guess() if self.num_steps >= LEAST_STEPS else None
-
-    def guess(self) -> StepPrice | None:
-        """Return what steps seem to cost, from the first step on: enough to let somebody wait for it."""
-        if self._solved is None and self.num_steps:
-            self._solved = self._solve()
-        return self._solved
-
-    def _solve(self) -> StepPrice:
-        # In terms of all tokens and what a row costs more than a token. A trace of damping keeps columns that never
-        # varied at 0 instead of at anything, that of the tokens least: the first step is all tokens.
-        tokens, tokens_tokens = self._p + self._r, self._pp + 2 * self._pr + self._rr
-        tokens_rows, tokens_time = self._pr + self._rr, self._pt + self._rt
-        matrix = np.array(
-            [[self._w, tokens, self._r], [tokens, tokens_tokens, tokens_rows], [self._r, tokens_rows, self._rr]]
-        )
-        scale = np.sqrt(np.maximum(np.diag(matrix), 1e-12))
-        normal = matrix / np.outer(scale, scale) + np.diag([1e-6, 1e-9, 1e-6])
-        base, token, more = np.linalg.solve(normal, np.array([self._t, tokens_time, self._rt]) / scale) / scale
-        row = token + more
-        return StepPrice(
-            base_seconds=max(0.0, float(base)),
-            prompt_token_seconds=max(0.0, float(token)),
-            row_seconds=max(0.0, float(row)),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

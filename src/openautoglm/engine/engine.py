@@ -10,6 +10,7 @@ from openautoglm.engine.batch import build_batch
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.charges import LEAST_SPACE_BYTES
 from openautoglm.engine.client import EngineStatus, GenerationEvent, GenerationRequest
+from openautoglm.engine.costs import StepCosts
 from openautoglm.engine.events import end_event, token_event
 from openautoglm.engine.explain import RequestHistory, make_record
 from openautoglm.engine.failures import without_token
@@ -18,13 +19,16 @@ from openautoglm.engine.grammars import Grammars
 from openautoglm.engine.intake import Intake
 from openautoglm.engine.logprobs import Logprobs
 from openautoglm.engine.pooling import ask_hidden, take_hidden
+from openautoglm.engine.queues import scheduler_figures
 from openautoglm.engine.record import RequestRecord
 from openautoglm.engine.request import Request, Sequence, SequenceState
 from openautoglm.engine.resize import PoolResize, resize_pool
-from openautoglm.engine.scheduler import Schedule, Scheduler
+from openautoglm.engine.schedule import Schedule
+from openautoglm.engine.scheduler import Scheduler
 from openautoglm.engine.sessions import Sessions
 from openautoglm.engine.speculation import PromptLookup
 from openautoglm.engine.spill import Spill
+from openautoglm.engine.step_budget import StepBudget
 from openautoglm.engine.timeline import Phase
 from openautoglm.errors import (
     DeadlineError,
@@ -40,6 +44,8 @@ from openautoglm.log import get_logger
 from openautoglm.memory.ledger import Ledger, Reservation
 from openautoglm.memory.spill_store import SpillStore
 from openautoglm.spec.reuse import NO_SESSIONS, SessionLimits, Speculation
+from openautoglm.spec.scheduling import PLAIN_SCHEDULING, SchedulingOptions
+from openautoglm.spec.step_cost import StepCost
 from openautoglm.text.detokenize import TokenSource
 
 _log = get_logger(__name__)
@@ -52,7 +58,7 @@ class Engine:
     a step), `max_queued` the requests beyond that. Every request that `add` accepts ends with one last event for
     each choice; its tokens depend on the request and its seed alone. While `refuses` is set, nothing new is taken.
     With a `spill_store`, which it closes, choices that are set back keep their blocks there; with `grammars`, which it
-    closes too, requests may have constraints.
+    closes too, requests may have constraints. `step_cost` is what steps are taken to cost at first.
     """
 
     def __init__(
@@ -72,21 +78,23 @@ class Engine:
         grammars: Grammars | None = None,
         speculation: Speculation = Speculation.OFF,
         sessions: SessionLimits = NO_SESSIONS,
+        scheduling: SchedulingOptions = PLAIN_SCHEDULING,
+        step_cost: StepCost | None = None,
     ) -> None:
         layout = executor.layout()
-        block_tokens = {group.block_tokens for group in layout.groups}
-        if len(block_tokens) != 1:
-            raise EngineError(f"the cache groups must share one block size, got {sorted(block_tokens)} tokens")
-        self._executor = executor
-        self._num_groups = len(layout.groups)
-        self._pool = BlockPool(layout.num_blocks, block_tokens.pop(), charge=index_charge)
-        rows = min(layout.max_step_rows, layout.max_step_tokens)
-        self.max_running = rows if max_running is None else min(max_running, rows)
-        self.max_queued = max_queued
+        most_tokens = layout.max_step_tokens
+        self._executor, self._num_groups = executor, len(layout.groups)
         self.limits = AdmissionLimits.of(
-            executor, context_tokens, eos_token_ids=eos_token_ids, keeps_sessions=sessions.seconds > 0
+            executor,
+            context_tokens,
+            eos_token_ids=eos_token_ids,
+            keeps_sessions=sessions.seconds > 0,
+            aging_seconds=scheduling.aging_seconds,
         )
-        self._most_step_tokens = most_tokens = layout.max_step_tokens
+        self._pool = BlockPool(layout.num_blocks, self.limits.block_tokens, charge=index_charge)
+        rows = min(layout.max_step_rows, most_tokens)
+        self.max_running = rows if max_running is None else min(max_running, rows)
+        self.max_queued, self._most_step_tokens = max_queued, most_tokens
         self._clock, self._resident_bytes = clock, resident_bytes
         self.spill = None if spill_store is None else Spill(spill_store, executor)
         self._scheduler = Scheduler(
@@ -94,7 +102,7 @@ class Engine:
         )
         self.lookup = PromptLookup(self._scheduler, speculation)
         self.sessions = Sessions(self._scheduler, self.spill, layout, sessions, clock=clock)
-        self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths)
+        self._gate = DeadlineGate(self._scheduler, self._scheduler.lengths, StepCosts(step_cost))
         self._intake = Intake(
             self.limits,
             tokenizer,
@@ -105,6 +113,7 @@ class Engine:
             clock=clock,
         )
         self.grammars = grammars or Grammars(None, Ledger(0, domain="grammars"), clock=clock)
+        self._scheduler.budget = StepBudget(scheduling, self._gate.costs) if scheduling.limits_steps else None
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
         self._num_steps = self._generated_tokens = self._num_missed_deadlines = 0
@@ -188,7 +197,7 @@ class Engine:
             step_seconds = self._clock() - begin_seconds
             self.lookup.observe(schedule, step_seconds)
             self._step_seconds += step_seconds
-            self._gate.costs.add(schedule.num_tokens - len(schedule.rows), len(schedule.rows), step_seconds)
+            self._gate.observe(schedule, step_seconds)
         events, self._events = self._events, []
         return events
 
@@ -360,27 +369,19 @@ class Engine:
         return EngineStatus(
             ready=True,
             heartbeat=heartbeat,
-            num_running=len(scheduler.running),
             num_waiting=scheduler.num_waiting + self.grammars.num_open,
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free,
-            num_cached_blocks=self._pool.num_cached,
-            prefix_query_tokens=scheduler.prefix_query_tokens,
-            prefix_hit_tokens=scheduler.prefix_hit_tokens,
             prompt_tokens=self._intake.prompt_tokens,
             generated_tokens=self._generated_tokens,
-            num_preemptions=scheduler.num_preemptions,
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
             resident_bytes=self._resident_bytes(),
             num_refused=self.num_refused,
             num_missed_deadlines=self._num_missed_deadlines,
-            num_spills=scheduler.num_spills,
-            recomputed_tokens=scheduler.num_recomputed_tokens,
             spill=None if self.spill is None else self.spill.status(),
             constraints=self.grammars.status(),
             speculation=self.lookup.status(),
             sessions=self.sessions.status(),
+            **scheduler_figures(scheduler, self._clock()),
         )
 
     def integrity_check(self) -> None:

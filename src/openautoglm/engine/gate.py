@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from openautoglm.engine.deadlines import Beside, DeadlineQueue, StepCosts, StepPrice, work_left
+from openautoglm.engine.costs import StepCosts, step_load
+from openautoglm.engine.deadlines import Beside, DeadlineQueue, StepPrice, work_left
 from openautoglm.engine.expected import AnswerLengths, guess_length
 from openautoglm.engine.request import Request, Sequence
+from openautoglm.engine.schedule import Schedule
 from openautoglm.engine.scheduler import Scheduler, Verdict
 
 # A choice that was started and is late at its end has wasted time. Where a queue waits for that time, what is started
@@ -22,7 +24,7 @@ SWEEP_SEQUENCES = 64
 class DeadlineGate:
     """Prices choices in time. Costs nothing while no unfinished request has a deadline."""
 
-    def __init__(self, scheduler: Scheduler, lengths: AnswerLengths) -> None:
+    def __init__(self, scheduler: Scheduler, lengths: AnswerLengths, costs: StepCosts | None = None) -> None:
         self._scheduler = scheduler
         self._lengths = lengths
         self._queue = DeadlineQueue()
@@ -30,7 +32,7 @@ class DeadlineGate:
         self._sweep_position = 0
         self._beside: Beside | None = None
         self._quantile = START_QUANTILE
-        self.costs = StepCosts()
+        self.costs = costs or StepCosts()
 
     @property
     def active(self) -> bool:
@@ -40,6 +42,12 @@ class DeadlineGate:
     def add(self, request: Request) -> None:
         """Watch a request's deadline."""
         self._queue.add(request)
+
+    def observe(self, schedule: Schedule, seconds: float) -> None:
+        """Learn what a step took."""
+        self.costs.add(step_load(schedule.rows), seconds)
+        if self._scheduler.budget is not None:
+            self._scheduler.budget.observe(schedule.num_tokens, seconds)
 
     def hopeless(self, request: Request, now_seconds: float) -> bool:
         """Whether a waiting request cannot end in time even if nothing else runs and its answer is short."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from openautoglm.spec.goal import Goal
 from openautoglm.spec.reuse import NO_SESSIONS, SessionLimits, Speculation
+from openautoglm.spec.scheduling import SchedulingOptions
 from openautoglm.spec.watchdog import WatchdogOptions
 
 
@@ -16,10 +17,10 @@ class EngineOptions:
     `max_running` bounds the sequences computed at once (None: what the plan's step has room for), `max_queued` the
     requests that wait beyond that. `server` plans for the HTTP process that stands beside the engine's. `cache` is the
     directory of packed weights of earlier loads, "off", or None for the user's default. `strict` makes every fallback
-    and downgrade an error. `watchdog` says which growth of memory is reported by itself: none in a library, whose
-    process is the caller's. `pinned_prompts` are the tokens of prompts that stay in the prefix cache, for every tenant;
-    `goal.pinned_blocks` is their price. `speculation` says when tokens are drafted from what a text has said before,
-    `sessions` what is kept of conversations between requests.
+    and downgrade an error. `scheduling` orders requests and bounds steps. `watchdog` says which growth of memory is
+    reported by itself: none in a library, whose process is the caller's. `pinned_prompts` are the tokens of prompts
+    that stay in the prefix cache, for every tenant; `goal.pinned_blocks` is their price. `speculation` says when tokens
+    are drafted from what a text has said before, `sessions` what is kept of conversations between requests.
     """
 
     model: str
@@ -32,4 +33,5 @@ class EngineOptions:
     speculation: Speculation = Speculation.AUTO
     sessions: SessionLimits = NO_SESSIONS
     pinned_prompts: tuple[tuple[int, ...], ...] = ()
+    scheduling: SchedulingOptions = field(default_factory=SchedulingOptions)
     watchdog: WatchdogOptions = field(default_factory=lambda: WatchdogOptions(enabled=False))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from openautoglm.engine.scheduler import Schedule
+from openautoglm.engine.schedule import Schedule
 from openautoglm.executor.protocol import Float32, Int32, StepBatch
 
 

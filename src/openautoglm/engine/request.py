@@ -15,6 +15,7 @@ from openautoglm.engine.pooled import Pooled
 from openautoglm.engine.timeline import Timeline
 from openautoglm.spec.pressure import Rung
 from openautoglm.spec.sampling import SamplingParams
+from openautoglm.spec.scheduling import AGING_SECONDS, Queue, behind_seconds, queue_of
 from openautoglm.text.grammar import Grammar
 
 SPARE_TOKENS = 256
@@ -74,6 +75,7 @@ class Request:
     deadline_seconds: float | None = None
     session: bytes | None = None
     pooled: Pooled | None = None
+    aging_seconds: float = AGING_SECONDS
     rungs: int = 0
     error: str | None = None
 
@@ -82,10 +84,17 @@ class Request:
         self.rungs |= 1 << rung
 
     @property
+    def queue(self) -> Queue:
+        """Which queue it stands in."""
+        return queue_of(self.priority)
+
+    @property
     def place_seconds(self) -> float:
-        """By when it should have ended: among equal priorities the earliest is first."""
+        """By when it should have ended, put back by its priority: the earliest is first."""
         deadline = PATIENCE_SECONDS if self.deadline_seconds is None else self.deadline_seconds
-        return self.arrival_seconds + min(deadline, PATIENCE_SECONDS)
+        return (
+            self.arrival_seconds + min(deadline, PATIENCE_SECONDS) + behind_seconds(self.priority, self.aging_seconds)
+        )
 
     @property
     def queue_seconds(self) -> float:
@@ -162,7 +171,7 @@ class Sequence:
     def __init__(self, request: Request, choice: int, *, max_blocks: int, text: ChoiceText) -> None:
         self.request = request
         self.choice = choice
-        self.order = (request.priority, request.place_seconds, request.arrival, choice)
+        self.order = (request.place_seconds, request.arrival, choice)
         self.state = SequenceState.HELD
         self.num_tokens = request.num_prompt_tokens
         self._buffer = np.empty(self.num_tokens + min(request.max_new_tokens, SPARE_TOKENS), dtype=np.int32)

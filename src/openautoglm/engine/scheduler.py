@@ -1,11 +1,13 @@
 """`Scheduler`: which tokens of which sequences the next step computes.
 
-Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (priority, due, arrival, choice):
-a smaller priority number goes first, and among equals whoever must end first (see `Request.place_seconds`).
+Continuous batching with chunked prefill. Every list is kept in `Sequence.order` = (due, put back by priority; arrival,
+choice): see `Request.place_seconds` and spec/scheduling.py. It never changes: waiting long brings a choice forward.
 
     each step, within max_step_tokens:
+        0. the first that waits takes the place of the worst running ones, if those are of a lower queue
         1. decoding sequences, best first, one token each       (a block that is missing is taken from the worst)
-        2. sequences in the middle of their prompt, best first  (their blocks were reserved on admission)
+        2. sequences in the middle of their prompt, best first  (their blocks were reserved on admission), as many
+           tokens as leave those that decode their pace
         3. waiting sequences, strictly in order, if all blocks of their tokens can be had and what is expected to be
            running with them will fit; with deadlines, if they end in time and make nobody late
 
@@ -19,14 +21,15 @@ from __future__ import annotations
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.expected import AnswerLengths, peak_blocks
 from openautoglm.engine.prefix import PrefixCache
 from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.schedule import Schedule, ScheduledRow
 from openautoglm.engine.spill import Spill
+from openautoglm.engine.step_budget import StepBudget
 from openautoglm.engine.timeline import Phase
 from openautoglm.spec.pressure import Rung
 
@@ -50,55 +53,11 @@ class Verdict(Enum):
 Gate = Callable[[Sequence], Verdict]
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """Tokens [begin, end) of a sequence, computed in this step; `samples`: its next token is drawn.
-
-    `draft` are tokens that may come next, computed behind them; what is drawn at each of them says if it was right.
-    """
-
-    sequence: Sequence
-    begin: int
-    end: int
-    draft: tuple[int, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes for it."""
-        return self.end - self.begin + len(self.draft)
-
-    @property
-    def samples(self) -> bool:
-        """Whether the row reaches the sequence's last known token."""
-        return self.end == self.sequence.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One step: rows in the order of the batch."""
-
-    rows: list[ScheduledRow]
-    num_tokens: int
-
-    def by_request(self) -> list[Schedule]:
-        """Return a schedule for each request in this one."""
-        parts: dict[str, list[ScheduledRow]] = {}
-        for row in self.rows:
-            parts.setdefault(row.sequence.request.request_id, []).append(row)
-        return [Schedule(rows, sum(row.num_tokens for row in rows)) for rows in parts.values()]
-
-    def stamp(self, now_seconds: float) -> None:
-        """Note the time for requests that start with this step."""
-        for row in self.rows:
-            if row.sequence.request.start_seconds is None:
-                row.sequence.request.start_seconds = now_seconds
-
-
 class Scheduler:
     """Owns the waiting and running lists and every sequence's blocks. One thread only.
 
     `admits` False keeps everybody waiting while something runs. `gate`, where there is one, is asked about each
-    sequence before it starts. `lengths` are the answers so far.
+    sequence before it starts; `budget`, about prompt tokens beside streams. `lengths` are the answers so far.
     """
 
     def __init__(
@@ -126,6 +85,7 @@ class Scheduler:
         self._ask_from = 0
         self.admits = True
         self.gate: Gate | None = None
+        self.budget: StepBudget | None = None
         self.lengths = AnswerLengths()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -156,6 +116,8 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Choose the next step. Takes blocks, admits, preempts; `commit` must follow a step that succeeded."""
+        if self.waiting and self.admits and not self._num_quiet_steps:
+            self._yield_to_first()
         rows: list[ScheduledRow] = []
         budget = self._step_tokens
         for sequence in [s for s in self.running if s.num_pending == 1]:
@@ -163,12 +125,25 @@ class Scheduler:
                 break
             if sequence.state is SequenceState.RUNNING and self._grow(sequence):
                 budget -= self._take(rows, sequence, budget)
+        withheld = 0
+        if self.budget is not None and budget:
+            withheld = budget - self._most_prompt_tokens(self.budget, rows, budget)
+            budget -= withheld
         for sequence in self.running:
             if budget and sequence.num_pending > 1:
                 budget -= self._take(rows, sequence, budget)
         if budget and self.waiting and (self.admits or not self.running):
             budget = self._start_waiting(rows, budget)
-        return Schedule(rows, self._step_tokens - budget)
+        return Schedule(rows, self._step_tokens - withheld - budget)
+
+    def _most_prompt_tokens(self, limit: StepBudget, rows: list[ScheduledRow], budget: int) -> int:
+        """Return how many prompt tokens the step may have, for the sake of those that decode."""
+        first = next((one for one in self.running if one.num_pending > 1), None)
+        if first is None:
+            if not self.waiting:
+                return budget
+            first = self.waiting[0]
+        return limit.limit(rows, budget, first, self._clock())
 
     def _start_waiting(self, rows: list[ScheduledRow], budget: int) -> int:
         """Admit what may start, in order; return what is left of the budget."""
@@ -299,15 +274,48 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Start a waiting sequence if all blocks of its tokens can be had, with one left for each running one."""
+    def _yield_to_first(self) -> None:
+        """Set back running sequences of lower queues, the worst first, while the first that waits finds no place.
+
+        Whoever is set back stands behind whom it made room for, so that this never turns around.
+        """
+        first = self.waiting[0]
+        rank = first.request.queue.value
+        if not self.running or self.running[-1].request.queue.value <= rank or self.running[-1].order < first.order:
+            return
+        lower = [one for one in self.running if one.request.queue.value > rank and one.order > first.order]
+        others = [one for one in self.running if one not in lower]
+        num_blocks = -(-first.num_tokens // self.pool.block_tokens)
+        num_freed = sum(len(one.blocks) for one in lower)
+        if num_blocks + len(others) > self.pool.num_available + num_freed:
+            return
+        if others and not self._expected_to_fit(first, num_blocks, others):
+            return
+        if self.gate is not None and self.gate(first) is Verdict.SKIP:
+            return
+        while lower and (len(self.running) >= self._max_running or self._place_for(first) is None):
+            self._preempt(lower.pop())
+
+    def _place_for(self, sequence: Sequence) -> tuple[list[int], int] | None:
+        """Return the cached blocks of a waiting sequence, and how many more it needs, if all of them can be had.
+
+        One block is left for each running one.
+        """
         matched = self._prefix.match(sequence)
         num_new = -(-sequence.num_tokens // self.pool.block_tokens) - len(matched)
         num_taken = sum(map(self.pool.is_cached, matched))
         if num_new + num_taken + len(self.running) > self.pool.num_available:
+            return None
+        if self.running and not self._expected_to_fit(sequence, num_new + num_taken, self.running):
+            return None
+        return matched, num_new
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Start a waiting sequence if there is a place for it."""
+        place = self._place_for(sequence)
+        if place is None:
             return False
-        if self.running and not self._expected_to_fit(sequence, num_new + num_taken):
-            return False
+        matched, num_new = place
         self.pool.share(matched)
         sequence.attach(matched + (self.pool.allocate(num_new) or []))
         sequence.num_computed = len(matched) * self.pool.block_tokens
@@ -323,12 +331,12 @@ class Scheduler:
             self.prefix_hit_tokens += sequence.num_computed
         return True
 
-    def _expected_to_fit(self, candidate: Sequence, num_taken: int) -> bool:
-        """Whether the pool will probably hold what runs and the candidate until they end; True where nothing is known.
+    def _expected_to_fit(self, candidate: Sequence, num_taken: int, beside: list[Sequence]) -> bool:
+        """Whether the pool will probably hold what is beside and the candidate to their ends; True if nothing is known.
 
         Blocks that several share are theirs in equal parts.
         """
-        needs = [(len(one.blocks), self._expected_growth(one, len(one.blocks))) for one in self.running]
+        needs = [(len(one.blocks), self._expected_growth(one, len(one.blocks))) for one in beside]
         shared = self.pool.num_used / max(1, sum(now for now, _ in needs))
         scaled = [(int(now * shared), growth) for now, growth in needs]
         num_blocks = -(-candidate.num_tokens // self.pool.block_tokens)
@@ -388,5 +396,5 @@ class Scheduler:
                 self._enqueue(sequence)
 
 
-def _order(sequence: Sequence) -> tuple[int, float, int, int]:
+def _order(sequence: Sequence) -> tuple[float, int, int]:
     return sequence.order

@@ -24,7 +24,8 @@ import numpy as np
 from openautoglm.engine.client import SpeculationStatus
 from openautoglm.engine.logprobs import Logprobs, token_logprobs
 from openautoglm.engine.request import Sequence, SequenceState
-from openautoglm.engine.scheduler import Schedule, ScheduledRow, Scheduler
+from openautoglm.engine.schedule import Schedule, ScheduledRow
+from openautoglm.engine.scheduler import Scheduler
 from openautoglm.executor.protocol import Int32, StepResult
 from openautoglm.spec.reuse import Speculation
 

@@ -15,6 +15,7 @@ from openautoglm.log import get_logger
 from openautoglm.serve.keys import KeyLimits, KeyRecord, Role, key_digest, read_keys
 from openautoglm.serve.replies import ErrorReply
 from openautoglm.serve.token_options import TokenOptions
+from openautoglm.spec.scheduling import Queue
 
 if TYPE_CHECKING:
     from openautoglm.serve.tokens import TokenVerifier
@@ -47,12 +48,14 @@ _logger = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who sent a request: a key's name, its roles and limits, and the namespace of its cached prefixes."""
+    """Who sent a request: a key's name, its roles and limits, the best queue that it may ask for, and where its cached
+    prefixes are."""
 
     name: str
     roles: frozenset[Role]
     namespace: str = ""
     limits: KeyLimits = _UNLIMITED
+    queue: Queue = Queue.NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,9 @@ class Access:
         ]
         self._keys = self._single
         unguarded = {Role.USER} if options.metrics_key is not None else {Role.USER, Role.METRICS}
-        self._stranger = Caller(name="stranger", roles=frozenset(() if options.guarded else unguarded))
+        self._stranger = Caller(
+            name="stranger", roles=frozenset(() if options.guarded else unguarded), queue=Queue.HIGH
+        )
         self._tokens = _verifier(options.tokens)
         self._stamp: tuple[int, ...] = ()
         if self._file is not None:
@@ -198,7 +203,11 @@ class Access:
                 _Key(
                     digest=bytes.fromhex(record.sha256),
                     caller=self._caller(
-                        f"key:{record.name}", frozenset(record.roles), f"key:{record.owner}", record.limits
+                        f"key:{record.name}",
+                        frozenset(record.roles),
+                        f"key:{record.owner}",
+                        record.limits,
+                        record.queue,
                     ),
                     expires=record.expires,
                 )
@@ -206,10 +215,17 @@ class Access:
             ),
         ]
 
-    def _caller(self, name: str, roles: frozenset[Role], tenant: str, limits: KeyLimits = _UNLIMITED) -> Caller:
+    def _caller(
+        self,
+        name: str,
+        roles: frozenset[Role],
+        tenant: str,
+        limits: KeyLimits = _UNLIMITED,
+        queue: str = Queue.HIGH.label,
+    ) -> Caller:
         # Nobody who does not know the secret can name another tenant's prefixes; each start has a new one.
         namespace = hmac.digest(self._secret, tenant.encode(), "sha256").hex()
-        return Caller(name=name, roles=roles, namespace=namespace, limits=limits)
+        return Caller(name=name, roles=roles, namespace=namespace, limits=limits, queue=Queue[queue.upper()])
 
 
 async def keep_current(access: Access) -> None:

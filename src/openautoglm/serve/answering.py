@@ -20,6 +20,7 @@ from openautoglm.serve.information import check_model
 from openautoglm.serve.intake import BodyCharge
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.parts import Parts
+from openautoglm.serve.priority import wanted_priority
 from openautoglm.serve.prompts import Prompt, chat_prompt, completion_prompts, fit_of
 from openautoglm.serve.refusals import CHAT_FIELDS, COMPLETION_FIELDS, refuse_chat_fields, refuse_completion_fields
 from openautoglm.serve.sampling import chat_sampling, completion_sampling, deadline_of
@@ -102,7 +103,7 @@ async def answer_chat(
         prompts,
         sampling,
         completion_id=answer.id,
-        priority=body.priority or 0,
+        priority=wanted_priority(body.priority, body.service_tier),
         deadline_seconds=deadline_of(body),
         session_id=body.session_id,
         caller=request.scope["caller"],
@@ -141,7 +142,7 @@ async def answer_completion(
         prompts,
         sampling,
         completion_id=answer.id,
-        priority=body.priority or 0,
+        priority=wanted_priority(body.priority, body.service_tier),
         deadline_seconds=deadline_of(body),
         session_id=body.session_id,
         caller=request.scope["caller"],

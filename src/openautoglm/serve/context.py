@@ -21,6 +21,7 @@ from openautoglm.serve.intake import Intake
 from openautoglm.serve.limits import Limits
 from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.privacy import Privacy
+from openautoglm.serve.recording import TrafficRecorder
 from openautoglm.serve.settings import EdgeSettings
 from openautoglm.serve.slow_start import SlowStart
 from openautoglm.spec.sampling import SamplingParams
@@ -41,7 +42,7 @@ class ServeContext:
     """One served model. The owner closes `client` and `template`; `close` ends what belongs to the context.
 
     `watchdog` watches the memory of this process; None where nobody started one.
-    `tracing` makes traces; None where nobody asked for them.
+    `tracing` makes traces, `recorder` keeps what traffic there was; None where nobody asked for them.
     """
 
     client: EngineClient
@@ -56,6 +57,7 @@ class ServeContext:
     watchdog: Watchdog | None = None
     audit: AuditLog | None = None
     tracing: Tracing | None = None
+    recorder: TrafficRecorder | None = None
     privacy: Privacy = field(default_factory=Privacy)
     drain: Drain = field(default_factory=Drain)
     slow_start: SlowStart = field(default_factory=SlowStart)

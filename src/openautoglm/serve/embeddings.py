@@ -22,6 +22,7 @@ from openautoglm.serve.intake import AnswerCharge, BodyCharge
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.openapi import body_of
 from openautoglm.serve.parsing import parse
+from openautoglm.serve.priority import wanted_priority
 from openautoglm.serve.prompts import completion_prompts
 from openautoglm.serve.replies import ReplyError, failed_reply
 from openautoglm.serve.sampling import deadline_of
@@ -61,7 +62,7 @@ async def _embed(
         prompts,
         _SAMPLING,
         completion_id=answer.id,
-        priority=body.priority or 0,
+        priority=wanted_priority(body.priority, None),
         deadline_seconds=deadline_of(body),
         caller=request.scope["caller"],
         allowance=request.scope["allowance"],

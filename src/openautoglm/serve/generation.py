@@ -15,7 +15,9 @@ from openautoglm.serve.access import Caller
 from openautoglm.serve.context import ServeContext
 from openautoglm.serve.limits import Allowance, Use, Wish
 from openautoglm.serve.metrics import RequestMeter
+from openautoglm.serve.priority import granted_priority
 from openautoglm.serve.prompts import Prompt
+from openautoglm.serve.recording import RecordedRequest
 from openautoglm.serve.replies import ReplyError, failed_reply
 from openautoglm.spec.sampling import SamplingParams
 
@@ -104,9 +106,10 @@ class Generation:
         self._use = use
         self._tasks = []
         for index in range(len(requests)):
+            noted = None if context.recorder is None else context.recorder.begin(requests[0])
             # The stream alone holds the prompt, until the engine has it.
             stream = cast("_ClosableEvents", context.client.generate(requests.pop(0), on_accepted=self._accepted))
-            self._tasks.append(asyncio.create_task(self._pump(index, stream)))
+            self._tasks.append(asyncio.create_task(self._pump(index, stream, noted)))
         self._tasks.append(asyncio.create_task(self._wait_for_cut()))
 
     @property
@@ -184,11 +187,13 @@ class Generation:
         if self._num_untaken == 0:
             self._on_accepted()
 
-    async def _pump(self, index: int, stream: _ClosableEvents) -> None:
+    async def _pump(self, index: int, stream: _ClosableEvents, noted: RecordedRequest | None) -> None:
         try:
             # Leaving the generator early is what aborts the request in the engine.
             async with aclosing(stream):
                 async for event in stream:
+                    if noted is not None and self._context.recorder is not None:
+                        self._context.recorder.event(noted, event)
                     await self._queue.put((index, event))
         except Exception as error:  # noqa: BLE001  raised again where the events are read
             await self._queue.put(error)
@@ -213,7 +218,7 @@ def start(
     sampling: SamplingParams,
     *,
     completion_id: str,
-    priority: int,
+    priority: int | None,
     deadline_seconds: float | None,
     session_id: str | None = None,
     caller: Caller,
@@ -226,10 +231,12 @@ def start(
 
     With a `pooling` the last event of each prompt has its embedding.
 
-    Raises what `Allowance.begin` raises where the caller has used what it may.
+    Raises what `Allowance.begin` raises where the caller has used what it may, and `ReplyError` (403) for a priority
+    that it may not ask for; None leaves that open.
 
     The list of prompts is empty afterwards: nobody here needs to hold them any longer.
     """
+    granted = granted_priority(priority, caller)
     use = None
     if allowance is not None:
         use = allowance.begin(
@@ -245,7 +252,7 @@ def start(
             request_id=f"{completion_id}-{index}",
             prompt_tokens=prompt.tokens,
             sampling=sampling,
-            priority=priority,
+            priority=granted,
             namespace=caller.namespace,
             deadline_seconds=deadline_seconds,
             session_id=session_id,

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -54,7 +54,8 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One key. `sha256` is the hexadecimal digest of it; `created` and `expires` are seconds since 1970.
 
-    Keys of one `tenant` share cached prefixes; without one a key is a tenant of its own.
+    Keys of one `tenant` share cached prefixes; without one a key is a tenant of its own. `queue` is the best one
+    that its requests may ask for.
     """
 
     name: str
@@ -64,6 +65,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expires: int | None = None
     tenant: str | None = None
     limits: KeyLimits = KeyLimits()
+    queue: Literal["high", "normal", "batch"] = "normal"
 
     @property
     def owner(self) -> str:

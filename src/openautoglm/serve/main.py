@@ -41,6 +41,7 @@ from openautoglm.serve.metrics import Metrics
 from openautoglm.serve.options import ServeOptions
 from openautoglm.serve.pinned import pin_prompts
 from openautoglm.serve.privacy import Privacy
+from openautoglm.serve.recording import TrafficRecorder
 from openautoglm.serve.settings import EdgeSettings, check_bind
 from openautoglm.serve.slow_start import SlowStart
 from openautoglm.serve.supervise import keep_running
@@ -185,6 +186,7 @@ async def _run(
         limits=Limits(kv_block_bytes=(await client.memory()).block_bytes),
         access=access,
         audit=audit,
+        recorder=None if options.traffic_file is None else TrafficRecorder(options.traffic_file),
         privacy=privacy,
         intake=intake,
         watchdog=_watchdog(options.engine.watchdog, plan, client, intake),

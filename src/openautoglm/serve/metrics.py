@@ -19,6 +19,7 @@ from openautoglm.engine.record import MemoryReport
 from openautoglm.engine.watchdog import Watchdog
 from openautoglm.serve.edge_metrics import EdgeMetrics
 from openautoglm.serve.reuse_metrics import reuse_metrics
+from openautoglm.serve.scheduling_metrics import scheduling_metrics
 from openautoglm.serve.strangers import Strangers
 
 _FIRST_TOKEN_BUCKETS = (
@@ -251,6 +252,7 @@ class _EngineCollector:
         used_blocks = status.num_blocks - status.num_free_blocks - status.num_cached_blocks
         yield self._gauge("vllm:num_requests_running", "Requests being computed.", status.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Requests in the queue.", status.num_waiting)
+        yield from scheduling_metrics(self._model_name, status)
         usage = used_blocks / status.num_blocks if status.num_blocks else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0 to 1.", usage)
         yield self._gauge("vllm:gpu_cache_usage_perc", "As vllm:kv_cache_usage_perc.", usage)

@@ -22,6 +22,7 @@ class ServeOptions:
     `model_names` are the names that clients may ask for;
     without any it is the model's reference. `drain_seconds` is how long requests under way may go on after SIGTERM.
     `traces` says where traces go; None for none.
+    `traffic_file` gets a trace of the requests.
     `receipt_file` gets the receipt as JSON after the load.
     """
 
@@ -35,6 +36,7 @@ class ServeOptions:
     model_names: tuple[str, ...] = ()
     drain_seconds: float = 30.0
     traces: TraceOptions | None = None
+    traffic_file: Path | None = None
     receipt_file: Path | None = None
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     reuse: ReuseOptions = field(default_factory=ReuseOptions)

@@ -19,7 +19,6 @@ _CHAT_ONLY_TEXT = "only text is generated here"
 _COMMON: Mapping[str, tuple[tuple[object, ...], str]] = {
     "guided_decoding_backend": ((), _ONE_BACKEND),
     "guided_whitespace_pattern": ((), _ONE_BACKEND),
-    "service_tier": (("auto", "default"), "there is one service tier: leave it out, or send auto or default"),
     "prompt_logprobs": ((), "logprobs of the prompt are not computed"),
     "truncate_prompt_tokens": (
         (),

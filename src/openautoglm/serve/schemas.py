@@ -77,7 +77,9 @@ class SamplingBody(Body):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], StopAtFirst()] | None = None
     guided_grammar: str | None = None
+    # Below 0 the queue "high", above 0 "batch"; checked against the key in `priority`.
     priority: int | None = Field(default=None, ge=-1000, le=1000)
+    service_tier: str | None = None
     session_id: str | None = Field(default=None, min_length=1, max_length=128)
     deadline_seconds: float | None = Field(default=None, gt=0, le=86400)
     # Another name of deadline_seconds.

@@ -22,6 +22,7 @@ class Done:
     value: StepResult
 
     def result(self) -> StepResult:
+        """Return what it came to."""
         return self.value
 
 
@@ -32,6 +33,7 @@ class LetterTokenizer:
     special_token_ids: frozenset[int] = frozenset()
 
     def raw_token(self, token: int) -> str | None:
+        """Return the letter."""
         return "a"
 
 
@@ -57,9 +59,11 @@ class IdleExecutor:
 
     @staticmethod
     def supports(_spec: ArchSpec) -> tuple[str, ...]:
+        """Return nothing: any model will do."""
         return ()
 
     def layout(self) -> ExecutorLayout:
+        """Return the limits."""
         return self._layout
 
     def draw(self, sample: SampleBatch) -> NDArray[np.int32]:
@@ -67,6 +71,7 @@ class IdleExecutor:
         return np.full(len(sample.token_indices), TOKEN, dtype=np.int32)
 
     def submit(self, batch: StepBatch) -> Done:
+        """Answer at once."""
         sample = batch.sample
         tokens = np.empty(0, dtype=np.int32) if sample is None else self.draw(sample)
         count, width = len(tokens), 0 if sample is None else max(0, int(sample.num_logprobs.max()))
@@ -81,25 +86,33 @@ class IdleExecutor:
         )
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Nothing is ever copied here."""
         assert not pairs
 
     def export_blocks(self, blocks: Sequence[int]) -> bytes:
+        """Return a byte for each block."""
         return bytes(len(blocks))
 
     def import_blocks(self, blocks: Sequence[int], data: bytes) -> None:
+        """Take them back."""
         assert len(blocks) == len(data)
 
     def resize_blocks(self, num_blocks: int) -> int:
+        """Refuse: the pool has one size."""
         raise ValueError(num_blocks)
 
     def limit_step_tokens(self, num_tokens: int) -> int:
+        """Refuse: so have steps."""
         raise ValueError(num_tokens)
 
     def trim(self, live_blocks: Sequence[int]) -> int:
+        """Give nothing back."""
         return 0 * len(live_blocks)
 
     def determinism(self) -> str:
+        """Return a fingerprint."""
         return "idle"
 
     def close(self) -> None:
+        """Hold nothing."""
         return
