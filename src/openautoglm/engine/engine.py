@@ -32,7 +32,6 @@ from openautoglm.engine.step_budget import StepBudget
 from openautoglm.engine.timeline import Phase
 from openautoglm.errors import (
     DeadlineError,
-    EngineError,
     InvalidRequestError,
     OpenAutoGLMError,
     OutOfMemoryError,
