@@ -23,9 +23,9 @@ struct Panels {
 constexpr int64_t kGroupValueWords = kActivationGroup / 4;
 constexpr int64_t kMostFlushes = 4;  // scales and offsets: as many as the matrix has scales per 128 inputs
 
-// How often the sums of 128 inputs are added to the results: once for each scale of the weights.
+// How often the sums of 128 inputs are added to the results: once for each scale of the weights, if these have any.
 inline int flushes_per_group(const Matrix& matrix) {
-  return matrix.format == WeightFormat::kInt8 ? 1 : kActivationGroup / matrix.group;
+  return matrix.group == 0 || matrix.format == WeightFormat::kInt8 ? 1 : kActivationGroup / matrix.group;
 }
 
 // Quantised rows, as `quantize_rows` writes them.
