@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,20 +105,10 @@ def serve_command(
     from openautoglm.serve.main import serve
     from openautoglm.serve.options import ServeOptions
 
+    engine = EngineOptions(model=model, goal=goal, max_running=max_running, max_queued=max_queued, server=True)
+    engine = replace(engine, cache=cache, strict=strict, scheduling=scheduling, watchdog=watchdog)
     options = ServeOptions(
-        engine=EngineOptions(
-            model=model,
-            goal=goal,
-            max_running=max_running,
-            max_queued=max_queued,
-            server=True,
-            cache=cache,
-            strict=strict,
-            speculation=reuse.speculation,
-            sessions=reuse.sessions,
-            scheduling=scheduling,
-            watchdog=watchdog,
-        ),
+        engine=replace(engine, speculation=reuse.speculation, sessions=reuse.sessions),
         host=host,
         port=port,
         access=access,
