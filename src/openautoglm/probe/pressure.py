@@ -20,7 +20,7 @@ from pathlib import Path
 
 from openautoglm.probe.cgroup import CgroupMemory, group_levels, read_memory_level, read_number
 from openautoglm.probe.memory import parse_meminfo
-from openautoglm.probe.process_memory import measure_process_memory, process_tree
+from openautoglm.probe.process_memory import measure_processes, process_tree
 from openautoglm.spec.pressure import MemorySignals, Room
 
 # Proportional sizes walk the page tables, so they are taken rarely; in between, the resident size tells the change.
@@ -81,7 +81,7 @@ class PressureProbe:
 
     def _calibrate(self, now: float) -> None:
         self._tree = process_tree(self._pid, self._root)
-        self._correction_bytes = measure_process_memory(self._pid, root=self._root).pss_bytes - self._resident_bytes()
+        self._correction_bytes = measure_processes(self._tree, root=self._root).pss_bytes - self._resident_bytes()
         self._calibrated_seconds = now
 
     def _resident_bytes(self) -> int:
