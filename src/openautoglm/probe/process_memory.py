@@ -42,12 +42,11 @@ def parse_parent(stat_text: str) -> int:
 def process_tree(pid: int, root: Path = Path("/")) -> tuple[int, ...]:
     """Return `pid` and all of its living descendants."""
     children: dict[int, list[int]] = {}
-    proc = os.fspath(root / "proc")
-    for name in os.listdir(proc):  # no `Path` for each: there may be hundreds, and this is a part of every start
-        if name.isdigit():
-            text = _read(f"{proc}/{name}/stat")
+    for entry in (root / "proc").iterdir():
+        if entry.name.isdigit():
+            text = _read(entry / "stat")
             if text:
-                children.setdefault(parse_parent(text), []).append(int(name))
+                children.setdefault(parse_parent(text), []).append(int(entry.name))
     tree = [pid]
     for process in tree:
         tree.extend(children.get(process, ()))
@@ -67,7 +66,7 @@ def measure_processes(pids: Sequence[int], *, root: Path = Path("/")) -> Process
     totals = dict.fromkeys(("pss", "anonymous", "shared", "file", "rss"), 0)
     num_processes = 0
     for pid in pids:
-        measured = _measure_one(f"{os.fspath(root)}/proc/{pid}")
+        measured = _measure_one(root / "proc" / str(pid))
         if measured is not None:
             num_processes += 1
             for key, value in measured.items():
@@ -87,13 +86,13 @@ def private_resident_bytes(*, root: Path = Path("/")) -> int:
 
     The kernel keeps them per processor and adds them up when it gets round to it, so they may be some MiB off.
     """
-    fields = parse_fields(_read(f"{os.fspath(root)}/proc/self/status") or "")
+    fields = parse_fields(_read(root / "proc" / "self" / "status") or "")
     return fields.get("RssAnon", 0) + fields.get("RssShmem", 0)
 
 
 def peak_resident_bytes(pid: int | None = None, *, root: Path = Path("/")) -> int:
     """Return the largest resident set that one process ever had (VmHWM); 0 if it is gone."""
-    text = _read(f"{os.fspath(root)}/proc/{os.getpid() if pid is None else pid}/status")
+    text = _read(root / "proc" / str(os.getpid() if pid is None else pid) / "status")
     return parse_fields(text or "").get("VmHWM", 0)
 
 
@@ -102,8 +101,8 @@ def reset_peak_resident(*, root: Path = Path("/")) -> None:
     (root / "proc" / "self" / "clear_refs").write_text("5")
 
 
-def _measure_one(directory: str) -> dict[str, int] | None:
-    text = _read(f"{directory}/smaps_rollup")
+def _measure_one(directory: Path) -> dict[str, int] | None:
+    text = _read(directory / "smaps_rollup")
     if text:
         fields = parse_fields(text)
         pss, file = fields.get("Pss", 0), fields.get("Pss_File")
@@ -118,7 +117,7 @@ def _measure_one(directory: str) -> dict[str, int] | None:
             "rss": fields.get("Rss", 0),
         }
     # Another user's process: its resident sizes are readable and an upper bound of its proportional ones.
-    status = _read(f"{directory}/status")
+    status = _read(directory / "status")
     if not status:
         return None
     fields = parse_fields(status)
@@ -127,10 +126,9 @@ def _measure_one(directory: str) -> dict[str, int] | None:
     return {"pss": total, "anonymous": anonymous, "shared": shared, "file": file, "rss": total}
 
 
-def _read(file: str) -> str | None:
+def _read(file: Path) -> str | None:
     """Read a file of /proc; None if the process is gone or the file is not readable by this user."""
     try:
-        with open(file, "rb", buffering=0) as handle:
-            return handle.readall().decode(errors="replace")
+        return file.read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
