@@ -56,6 +56,8 @@ class SmallEngine:
     traces: list[bool | None] = field(default_factory=list)
     late_after_tokens: int | None = None
     spill: SpillStatus | None = None
+    # What it says to a request whose prompt has this text, instead of the text itself.
+    answer: Callable[[GenerationRequest, str], str] | None = None
 
     @property
     def eos(self) -> int:
@@ -171,7 +173,8 @@ class _Choice:
     def __init__(self, engine: SmallEngine, request: GenerationRequest, index: int) -> None:
         self._engine, self._request, self._index = engine, request, index
         tokenizer = engine.tokenizer
-        text = f"{index}:" + tokenizer.decode(request.prompt_tokens)
+        prompt = tokenizer.decode(request.prompt_tokens)
+        text = f"{index}:{prompt}" if engine.answer is None else engine.answer(request, prompt)
         self._script = [*tokenizer.encode(text), engine.eos]
         self._detokenizer = Detokenizer(tokenizer, request.sampling.skip_special_tokens)
         self._matcher = StopMatcher(request.sampling.stop)

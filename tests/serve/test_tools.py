@@ -144,6 +144,49 @@ def test_required_calls_become_a_constraint_in_the_models_format(server: Live) -
     assert "other" in named.text
 
 
+def allowed(mode: object, *names: str) -> dict[str, object]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_tools_that_are_allowed_may_be_called_and_no_others(server: Live) -> None:
+    other = {"type": "function", "function": {"name": "other", "description": "", "parameters": {"type": "object"}}}
+    fields: dict[str, Any] = {"tools": [WEATHER, other], "extra_body": {"chat_template_kwargs": {"shows": True}}}
+    free = ask(server, "a", tool_choice=allowed("auto", "other"), **fields).choices[0].message.content
+    assert "get_weather" not in free
+    assert "other" in free
+    held = ask(server, "a", tool_choice=allowed("required", "other"), **fields).choices[0].message.content
+    assert "get_weather" in held
+    constraint = server.engine.requests[-1].sampling.constraint
+    assert constraint is not None
+    assert "get_weather" not in constraint.text
+    assert "other" in constraint.text
+    both = ask(server, CALL, tool_choice=allowed("auto", "other", "get_weather"), tools=[WEATHER, other]).choices[0]
+    assert both.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        allowed("auto", "nobody"),
+        allowed("auto"),
+        allowed("none", "get_weather"),
+        allowed(None, "get_weather"),
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "get_weather"}]}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": "get_weather"}},
+        {"type": "allowed_tools", "allowed_tools": ["get_weather"]},
+        {"type": "allowed_tools"},
+        "get_weather",
+        {"type": "function", "function": "get_weather"},
+    ],
+)
+def test_choices_that_cannot_be_are_refused(server: Live, choice: object) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "tools": [WEATHER], "tool_choice": choice}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tool_choice"
+
+
 def test_strict_tools_and_others_are_told_of(server: Live) -> None:
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     body = {"messages": [{"role": "user", "content": "a"}], "tools": [strict, {"type": "web_search"}]}

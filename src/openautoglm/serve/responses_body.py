@@ -88,8 +88,7 @@ def chat_body(body: ResponsesCountBody, earlier: list[dict[str, Any]]) -> ChatBo
         fields["chat_template_kwargs"] = body.chat_template_kwargs
     if body.tools:
         fields["tools"] = [_tool(tool) for tool in body.tools]
-    choice = body.tool_choice
-    fields["tool_choice"] = _tool(choice) if isinstance(choice, dict) and choice.get("type") == "function" else choice
+    fields["tool_choice"] = _choice(body.tool_choice)
     if isinstance(body, ResponsesBody):
         fields |= {
             "max_tokens": body.max_output_tokens,
@@ -111,6 +110,16 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return tool
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") != "allowed_tools":
+        return _tool(choice)
+    tools = choice.get("tools")
+    nested = [_tool(tool) if isinstance(tool, dict) else tool for tool in tools] if isinstance(tools, list) else tools
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": nested}}
 
 
 def input_messages(body: ResponsesCountBody) -> list[dict[str, Any]]:

@@ -23,7 +23,10 @@ from openautoglm.text.tool_parsers import make_tool_parser
 from openautoglm.text.tools import Tool, ToolFormat, format_of_template
 
 MAX_TOOLS = 128
-_CHOICES = '"none", "auto", "required", or {"type": "function", "function": {"name": …}}'
+_CHOICES = (
+    '"none", "auto", "required", {"type": "function", "function": {"name": …}}, or {"type": "allowed_tools", '
+    '"allowed_tools": {"mode": "auto" or "required", "tools": [{"type": "function", "function": {"name": …}}, …]}}'
+)
 
 
 def check_tool_format(wanted: ToolFormat | None, template: ChatTemplate) -> None:
@@ -87,15 +90,11 @@ class Tooling:
 def tooling_of(context: ServeContext, body: ChatBody, extension: Extension) -> Tooling:
     """Read a request's tools and switches; raise `InvalidRequestError` naming what cannot be honoured."""
     choice = _choice(body.tool_choice)
-    tools = read_tools(body.tools or [], extension) if choice != "none" else ()
-    wanted = choice.get("name") if isinstance(choice, Mapping) else None
-    called = tuple(tool for tool in tools if wanted in (None, tool.name))
-    required = choice == "required" or wanted is not None
-    if required and not called:
-        raise InvalidRequestError(
-            "tool_choice needs tools, of which there are none" if wanted is None else "tool_choice names no tool sent",
-            param="tool_choice",
-        )
+    tools = read_tools(body.tools or [], extension) if choice.mode != "none" else ()
+    called = choice.among(tools)
+    if not choice.required:
+        # Nothing holds a model back that may write what it likes: it is not shown what it may not call.
+        tools = called
     template = context.template.source(with_tools=bool(tools))
     shown = mentions(template, "tools")
     if tools and not shown:
@@ -104,7 +103,7 @@ def tooling_of(context: ServeContext, body: ChatBody, extension: Extension) -> T
             "the model's chat template takes no tools: they are described in the system message",
             param="tools",
         )
-    if tools and not required and any(_is_strict(tool) for tool in body.tools or []):
+    if tools and not choice.required and any(_is_strict(tool) for tool in body.tools or []):
         extension.add(
             NoticeCode.TOOLS_NOT_STRICT,
             "arguments follow a schema for certain only where tool_choice requires the call",
@@ -115,25 +114,64 @@ def tooling_of(context: ServeContext, body: ChatBody, extension: Extension) -> T
         options=context.settings.answers,
         tools=tools,
         callable_tools=called,
-        required=required,
+        required=choice.required,
         # A call that is asked for by name is one call.
-        parallel=body.parallel_tool_calls is not False and wanted is None,
+        parallel=body.parallel_tool_calls is not False and not choice.one,
         format=context.settings.answers.tool_format or known,
         variables={**(body.chat_template_kwargs or {}), **_switches(body, template)},
     )
 
 
-def _choice(value: str | dict[str, Any] | None) -> str | Mapping[str, Any]:
-    if value is None:
-        return "auto"
-    if isinstance(value, str):
-        if value in ("none", "auto", "required"):
-            return value
-    else:
-        function = value.get("function")
-        if value.get("type") == "function" and isinstance(function, dict) and isinstance(function.get("name"), str):
-            return function
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What a request says of calling: "none", "auto" or "required", and of which tools, where it names some.
+
+    `one` is a call of the tool that is named.
+    """
+
+    mode: str
+    names: tuple[str, ...] | None = None
+    one: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.mode == "required"
+
+    def among(self, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+        """Return the tools that may be called; raise `InvalidRequestError` for a choice that there is none for."""
+        if self.names is None:
+            if self.required and not tools:
+                raise InvalidRequestError("tool_choice needs tools, of which there are none", param="tool_choice")
+            return tools
+        if not {tool.name for tool in tools}.issuperset(self.names):
+            raise InvalidRequestError("tool_choice names no tool sent", param="tool_choice")
+        return tuple(tool for tool in tools if tool.name in self.names)
+
+
+def _choice(value: str | dict[str, Any] | None) -> _Choice:
+    if value is None or value in ("none", "auto", "required"):
+        return _Choice(mode=str(value or "auto"))
+    if isinstance(value, dict):
+        name = _function_name(value)
+        if name is not None:
+            return _Choice(mode="required", names=(name,), one=True)
+        allowed = value.get("allowed_tools")
+        if value.get("type") == "allowed_tools" and isinstance(allowed, dict):
+            mode, listed = allowed.get("mode"), allowed.get("tools")
+            names = [_function_name(one) for one in listed] if isinstance(listed, list) else []
+            known = tuple(name for name in names if name is not None)
+            if mode in ("auto", "required") and known and len(known) == len(names):
+                return _Choice(mode=mode, names=known)
     raise InvalidRequestError(f"tool_choice must be {_CHOICES}", param="tool_choice")
+
+
+def _function_name(value: object) -> str | None:
+    """Return the name in {"type": "function", "function": {"name": …}}, None for anything else."""
+    if not isinstance(value, Mapping) or value.get("type") != "function":
+        return None
+    function = value.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def read_tools(values: Sequence[Mapping[str, Any]], extension: Extension) -> tuple[Tool, ...]:
