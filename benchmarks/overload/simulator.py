@@ -1,12 +1,11 @@
 """The real engine and scheduler on a clock that a cost model advances, in place of a model.
 
 A reject (a request refused, or one that has not ended by its deadline) is needless when replaying the trace with that
-request admitted, the other rejects absent, meets every deadline. Replays run without deadlines in the engine: nothing
-is held back or given up, and what they need is seen on the clock. `watched` replays are a stricter reading: the
-engine knows the deadlines and may hold requests back for each other, as it does in service. `whole` replays leave
-nobody out: the trace is played again as it was, except that this one request is started when it comes up, or before
-all others, whatever the engine thinks of it; needless is a reject that meets its deadline then, with everybody who met
-theirs before.
+request admitted meets every deadline: its own, and those that were met. `whole` replays take that at its word: the
+trace is played again as it was, with everybody in it, except that this one request is started when it comes up, or
+before all others, whatever the engine thinks of it. Two further readings leave the other rejects out of the trace,
+which takes away work that the server had to do: in plain ones the engine knows of no deadlines, nothing is held back or
+given up, and what they need is seen on the clock; in `watched` ones it knows them, and may hold requests back.
 """
 
 from __future__ import annotations

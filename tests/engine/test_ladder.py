@@ -128,6 +128,21 @@ def test_a_full_pool_warns_nobody(caplog: pytest.LogCaptureFixture, hog_bytes: i
     assert entered.levelno == level
 
 
+def test_what_a_full_pool_began_is_told_when_memory_asks_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="openautoglm")
+    machine = Machine()
+    add_many(machine, 12, tokens=60)
+    while machine.ladder.rung is Rung.NONE:
+        machine.step()
+        machine.tick()
+    machine.hog_bytes = 40 * MIB
+    for _ in range(3):
+        machine.tick()
+    told = [record.levelno for record in caplog.records if "enters drop_prefix" in record.getMessage()]
+    assert told == [logging.INFO, logging.WARNING]
+    assert machine.ladder.transitions[Rung.DROP_PREFIX] == 1
+
+
 def test_rungs_come_in_order_and_go_in_reverse(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     requests = add_many(machine, 12, tokens=60)

@@ -106,7 +106,9 @@ def test_a_report_that_cannot_be_is_refused(keyed: Live, body: object) -> None:
                                                   ({"timeout": 3.0, "deadline_seconds": 3}, 3.0)])  # fmt: skip
 def test_deadlines_reach_the_engine(server: Live, fields: dict[str, object], expected: float | None) -> None:
     assert server.chat(**fields).status_code == 200
-    assert server.engine.requests[-1].deadline_seconds == expected
+    given = server.engine.requests[-1].deadline_seconds
+    # What the request has waited here is not left any more.
+    assert given is None if expected is None else given is not None and expected - 1 < given < expected
 
 
 @pytest.mark.parametrize("fields", [{"deadline_seconds": 0}, {"timeout": -1}, {"deadline_seconds": "soon"},

@@ -71,6 +71,7 @@ async def answer_chat(
     answer.extension.ignored_fields(body, CHAT_FIELDS)
     tooling = tooling_of(context, body, answer.extension)
     sampling = chat_sampling(body, context.default_sampling)
+    deadline = deadline_of(body, request.scope["begin_seconds"])
     context.privacy.check_sampling(sampling)
     prompt = await chat_prompt(
         context,
@@ -79,6 +80,7 @@ async def answer_chat(
         variables=tooling.variables,
         fit=fit_of(body.truncate, sampling, context),
         tools=tooling.tools,
+        deadline=deadline,
     )
     tell_changes(answer, [prompt])
     inside = prompt.opens_reasoning
@@ -104,7 +106,7 @@ async def answer_chat(
         sampling,
         completion_id=answer.id,
         priority=wanted_priority(body.priority, body.service_tier),
-        deadline_seconds=deadline_of(body),
+        deadline=deadline,
         session_id=body.session_id,
         caller=request.scope["caller"],
         allowance=request.scope["allowance"],
@@ -123,11 +125,14 @@ async def answer_completion(
     refuse_completion_fields(body)
     answer.extension.ignored_fields(body, COMPLETION_FIELDS)
     sampling = completion_sampling(body, context.default_sampling)
+    deadline = deadline_of(body, request.scope["begin_seconds"])
     context.privacy.check_sampling(sampling)
     echo = bool(body.echo)
     special = body.add_special_tokens is not False
     fit = fit_of(body.truncate, sampling, context)
-    prompts = await completion_prompts(context, body.prompt, add_special_tokens=special, echo=echo, fit=fit)
+    prompts = await completion_prompts(
+        context, body.prompt, add_special_tokens=special, echo=echo, fit=fit, deadline=deadline
+    )
     tell_changes(answer, prompts)
     if len(prompts) * sampling.n > context.settings.max_choices:
         raise InvalidRequestError(
@@ -143,7 +148,7 @@ async def answer_completion(
         sampling,
         completion_id=answer.id,
         priority=wanted_priority(body.priority, body.service_tier),
-        deadline_seconds=deadline_of(body),
+        deadline=deadline,
         session_id=body.session_id,
         caller=request.scope["caller"],
         allowance=request.scope["allowance"],

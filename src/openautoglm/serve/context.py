@@ -16,6 +16,7 @@ from openautoglm.memory.requests import request_space
 from openautoglm.planner.price import MIN_HEADROOM_BYTES
 from openautoglm.serve.access import Access
 from openautoglm.serve.audit import AuditLog
+from openautoglm.serve.deadline import NO_DEADLINE, Deadline
 from openautoglm.serve.drain import Drain
 from openautoglm.serve.intake import Intake
 from openautoglm.serve.limits import Limits
@@ -70,9 +71,14 @@ class ServeContext:
     # A large document takes a second or so: the text threads stay free for chats, also when its client has gone.
     split_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="split"))
 
-    async def in_text_thread(self, work: Callable[[], T]) -> T:
-        """Run CPU-bound work on text beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.text_threads, work)
+    async def in_text_thread(self, work: Callable[[], T], deadline: Deadline = NO_DEADLINE) -> T:
+        """Run CPU-bound work on text beside the event loop; raise `DeadlineError` if its turn comes too late."""
+
+        def in_turn() -> T:
+            deadline.left_seconds()
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self.text_threads, in_turn)
 
     async def status(self) -> EngineStatus:
         """Return the engine's status; raise `EngineError` if it does not answer within `status_seconds`."""

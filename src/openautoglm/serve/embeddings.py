@@ -54,7 +54,10 @@ async def _embed(
     answer = request.scope["answer"] = new_answer(context, body.model, "embd-")
     answer.extension.ignored_fields(body, ())
     special = body.add_special_tokens is not False
-    prompts = await completion_prompts(context, body.input, add_special_tokens=special, param="input")
+    deadline = deadline_of(body, request.scope["begin_seconds"])
+    prompts = await completion_prompts(
+        context, body.input, add_special_tokens=special, param="input", deadline=deadline
+    )
     tell_changes(answer, prompts)
     body.input = None
     generation = start(
@@ -63,7 +66,7 @@ async def _embed(
         _SAMPLING,
         completion_id=answer.id,
         priority=wanted_priority(body.priority, None),
-        deadline_seconds=deadline_of(body),
+        deadline=deadline,
         caller=request.scope["caller"],
         allowance=request.scope["allowance"],
         meter=meter,

@@ -13,6 +13,7 @@ from openautoglm.engine.failures import event_error
 from openautoglm.errors import EngineError
 from openautoglm.serve.access import Caller
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.deadline import Deadline
 from openautoglm.serve.limits import Allowance, Use, Wish
 from openautoglm.serve.metrics import RequestMeter
 from openautoglm.serve.priority import granted_priority
@@ -219,7 +220,7 @@ def start(
     *,
     completion_id: str,
     priority: int | None,
-    deadline_seconds: float | None,
+    deadline: Deadline,
     session_id: str | None = None,
     caller: Caller,
     allowance: Allowance | None,
@@ -231,12 +232,13 @@ def start(
 
     With a `pooling` the last event of each prompt has its embedding.
 
-    Raises what `Allowance.begin` raises where the caller has used what it may, and `ReplyError` (403) for a priority
-    that it may not ask for; None leaves that open.
+    Raises what `Allowance.begin` raises where the caller has used what it may, `ReplyError` (403) for a priority
+    that it may not ask for (None leaves that open), and `DeadlineError` for a deadline that has passed.
 
     The list of prompts is empty afterwards: nobody here needs to hold them any longer.
     """
     granted = granted_priority(priority, caller)
+    left_seconds = deadline.left_seconds()
     use = None
     if allowance is not None:
         use = allowance.begin(
@@ -254,7 +256,7 @@ def start(
             sampling=sampling,
             priority=granted,
             namespace=caller.namespace,
-            deadline_seconds=deadline_seconds,
+            deadline_seconds=left_seconds,
             session_id=session_id,
             pooling=pooling,
         )

@@ -12,6 +12,7 @@ import msgspec
 from openautoglm.errors import ContextOverflowError, InvalidRequestError
 from openautoglm.serve.body import check_structure
 from openautoglm.serve.context import ServeContext
+from openautoglm.serve.deadline import NO_DEADLINE, Deadline
 from openautoglm.serve.privacy import MAX_MATCHES, redact_value
 from openautoglm.serve.schemas import ChatMessage
 from openautoglm.serve.truncation import Cut, cut_prompt, prompt_room
@@ -76,11 +77,12 @@ async def chat_prompt(
     fit: Fit | None = None,
     tools: Sequence[Tool] = (),
     counted: bool = False,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Prompt:
     """Render messages with the model's template, which writes its special tokens itself; `fit` allows to cut them.
 
     The template gets `tools`, or the system message tells of them. Tokens that are only `counted` may be more than the
-    context holds.
+    context holds. Raises `DeadlineError` where other prompts took too long.
     """
     plain = [plain_message(message, index) for index, message in enumerate(messages)]
 
@@ -93,7 +95,7 @@ async def chat_prompt(
         prompt = Prompt(tokens=tuple(tokens)) if counted else _fitted(context, tokens, fit, "messages")
         return replace(prompt, redacted=counts, opens_reasoning=opens_reasoning(text))
 
-    return await context.in_text_thread(work)
+    return await context.in_text_thread(work, deadline)
 
 
 async def completion_prompts(
@@ -104,6 +106,7 @@ async def completion_prompts(
     echo: bool = False,
     fit: Fit | None = None,
     param: str = "prompt",
+    deadline: Deadline = NO_DEADLINE,
 ) -> list[Prompt]:
     """Return the prompts of the field `param`: text, texts, token ids, or lists of token ids; `fit` allows to cut."""
     given = _split_prompts(prompt, context.settings.max_prompts, param)
@@ -126,7 +129,7 @@ async def completion_prompts(
             prompts.append(fitted)
         return prompts
 
-    return await context.in_text_thread(work)
+    return await context.in_text_thread(work, deadline)
 
 
 def check_token_ids(tokens: list[int], vocab_size: int, param: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from openautoglm.errors import InvalidRequestError
 from openautoglm.serve.constraints import constraint_of
+from openautoglm.serve.deadline import Deadline
 from openautoglm.serve.schemas import ChatBody, CompletionBody, EmbeddingsBody, SamplingBody
 from openautoglm.spec.sampling import MAX_LOGIT_BIASES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SamplingParams
 
@@ -43,11 +44,12 @@ def completion_sampling(body: CompletionBody, defaults: SamplingParams) -> Sampl
     return _sampling(body, defaults, max_tokens=max_tokens, logprobs=body.logprobs)
 
 
-def deadline_of(body: SamplingBody | EmbeddingsBody) -> float | None:
-    """Return the seconds that a request may take; raise `InvalidRequestError` if its two names disagree."""
+def deadline_of(body: SamplingBody | EmbeddingsBody, begin_seconds: float) -> Deadline:
+    """Return the deadline of a request of `begin_seconds`; raise `InvalidRequestError` if its two names differ."""
     if body.deadline_seconds is not None and body.timeout not in (None, body.deadline_seconds):
         raise InvalidRequestError("deadline_seconds and timeout differ: send one of them", param="timeout")
-    return body.timeout if body.deadline_seconds is None else body.deadline_seconds
+    seconds = body.timeout if body.deadline_seconds is None else body.deadline_seconds
+    return Deadline(seconds=seconds, begin_seconds=begin_seconds)
 
 
 def _sampling(
