@@ -28,6 +28,12 @@ def test_the_load_of_a_step_counts_tokens_keys_and_pairs() -> None:
     assert found.num_pairs == pytest.approx(by_hand, rel=0.02)
 
 
+def test_drafted_tokens_are_work_too() -> None:
+    sequence = make(None, arrival=0, prompt=60).sequences[0]
+    assert step_load([ScheduledRow(sequence, 59, 60, (1, 2, 3))]) == step_load([ScheduledRow(sequence, 59, 63)])
+    assert step_load([ScheduledRow(sequence, 59, 60, (1, 2, 3))]).num_prompt_tokens == 3
+
+
 def test_the_cost_is_the_weighted_least_squares_of_numpy() -> None:
     draw = random.Random(1)
     costs, terms, seconds = StepCosts(), [], []

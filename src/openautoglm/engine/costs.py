@@ -28,10 +28,10 @@ _PRIOR_DAMPING = np.array([1e-4, 1e-6, 1e-4, 1e-4, 1e-4])
 
 
 def step_load(rows: list[ScheduledRow]) -> StepLoad:
-    """Return what a step of these rows computes."""
+    """Return what a step of these rows computes, drafted tokens included."""
     num_tokens = num_keys = num_pairs = 0
     for row in rows:
-        begin, end = row.begin, row.end
+        begin, end = row.begin, row.end + len(row.draft)
         num_tokens += end - begin
         num_keys += end
         if end - begin > 1:
