@@ -12,6 +12,7 @@ from openautoglm.errors import (
     ContextOverflowError,
     EngineError,
     InvalidRequestError,
+    OutOfMemoryError,
     OverloadedError,
     StepRefusedError,
     WeightReadError,
@@ -425,6 +426,25 @@ def test_a_refused_step_ends_the_request_at_fault_alone() -> None:
     for request in requests:
         assert done.outcomes[request.request_id, 0] == isolated(request, 0, context_tokens=512)
     assert {done.outcomes["bad", choice].finish_reason for choice in range(2)} == {"error"}
+
+
+def test_a_part_of_a_refused_step_that_runs_out_of_memory_takes_no_other_along() -> None:
+    fails = [StepRefusedError("something"), OutOfMemoryError("full")]
+
+    def fail(batch: StepBatch) -> None:
+        decodes = len(batch.tokens) == len(batch.row_offsets) - 1
+        # A step of two is refused; then the first of them alone finds no memory, and the other is set back for it.
+        if decodes and fails and len(batch.tokens) == len(fails):
+            raise fails.pop(0)
+
+    engine = make_engine(HistoryExecutor(64, fail=fail))
+    requests = [make(name, [index, 5, 9], max_tokens=30) for index, name in enumerate("ab")]
+    done = run_all(engine, requests)
+    assert fails == []
+    assert engine.scheduler.num_preemptions == 1
+    for request in requests:
+        assert done.outcomes[request.request_id, 0] == isolated(request, 0, context_tokens=512)
+    engine.integrity_check()
 
 
 def test_a_step_whose_weights_cannot_be_read_ends_its_requests_and_later_ones_pass() -> None:

@@ -15,7 +15,7 @@ from openautoglm.engine.blocks import BlockPool
 from openautoglm.engine.client import GenerationRequest
 from openautoglm.engine.queues import queue_status
 from openautoglm.engine.request import Request, Sequence, SequenceState
-from openautoglm.engine.scheduler import Scheduler
+from openautoglm.engine.scheduler import Scheduler, Verdict
 from openautoglm.errors import ConfigError
 from openautoglm.spec.sampling import SamplingParams
 from openautoglm.spec.scheduling import MOST_PRIORITY, Queue, SchedulingOptions, behind_seconds, queue_of
@@ -154,6 +154,19 @@ def test_blocks_are_freed_for_a_better_queue_only_where_that_helps() -> None:
     other.step()
     assert [one.request.priority for one in other.scheduler.running] == [0, 1], "nobody gives way for nothing"
     assert other.scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize(("verdict", "preemptions"), [(Verdict.START, 1), (Verdict.HOLD, 0), (Verdict.SKIP, 0)])
+def test_nobody_gives_way_to_one_that_its_deadline_gate_holds_back(verdict: Verdict, preemptions: int) -> None:
+    machine = Machine(max_running=2)
+    machine.add(0, tokens=20)
+    machine.add(1, tokens=20)
+    machine.step()
+    machine.scheduler.gate = lambda _: verdict
+    machine.add(-1, tokens=5)
+    machine.step()
+    assert machine.scheduler.num_preemptions == preemptions
+    assert len(machine.scheduler.running) == 2
 
 
 def test_an_aged_request_gives_way_to_nobody_who_came_later() -> None:

@@ -191,12 +191,11 @@ class Engine:
         if schedule.rows:
             schedule.stamp(begin_seconds)
             schedule = self.lookup.extend(schedule)
-            self._compute(schedule)
-            self._num_steps += 1
-            step_seconds = self._clock() - begin_seconds
-            self.lookup.observe(schedule, step_seconds)
-            self._step_seconds += step_seconds
-            self._gate.observe(schedule, step_seconds)
+            computed, self._num_steps = self._compute(schedule), self._num_steps + 1
+            self._step_seconds += (step_seconds := self._clock() - begin_seconds)
+            if computed:
+                self.lookup.observe(schedule, step_seconds)
+                self._gate.observe(schedule, step_seconds)
         events, self._events = self._events, []
         return events
 
@@ -216,12 +215,15 @@ class Engine:
             else:
                 self._fail(request, error)
 
-    def _compute(self, schedule: Schedule) -> None:
-        if (result := self._run(schedule)) is not None:
-            if result.hidden is not None:
-                take_hidden(schedule, result.hidden)
-            self._scheduler.commit(schedule)
-            self._commit_tokens(schedule, result)
+    def _compute(self, schedule: Schedule) -> bool:
+        """Compute a schedule; return whether that went as planned, so that its time tells what such a step takes."""
+        if not schedule.rows or (result := self._run(schedule)) is None:
+            return False
+        if result.hidden is not None:
+            take_hidden(schedule, result.hidden)
+        self._scheduler.commit(schedule)
+        self._commit_tokens(schedule, result)
+        return True
 
     def _run(self, schedule: Schedule) -> StepResult | None:
         """Run a step; None when memory ran out, and the next one will be smaller, or when it was refused or lost."""
@@ -245,7 +247,7 @@ class Engine:
         """Compute a refused step request by request, so that only the one at fault ends."""
         if len(parts := schedule.by_request()) > 1:
             for part in parts:
-                self._compute(part)
+                self._compute(part.still_running())
             return
         request = schedule.rows[0].sequence.request
         _log.error("request %s ends, its step was refused: %s", request.request_id, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openautoglm.engine.request import Sequence
+from openautoglm.engine.request import Sequence, SequenceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,15 @@ class Schedule:
 
     rows: list[ScheduledRow]
     num_tokens: int
+
+    def still_running(self) -> Schedule:
+        """Return what is left of it: a step that ran out of memory may have set some back, who have no blocks then."""
+        rows = [
+            row
+            for row in self.rows
+            if row.sequence.state is SequenceState.RUNNING and row.sequence.num_computed == row.begin
+        ]
+        return self if len(rows) == len(self.rows) else Schedule(rows, sum(row.num_tokens for row in rows))
 
     def by_request(self) -> list[Schedule]:
         """Return a schedule for each request in this one."""

@@ -291,8 +291,8 @@ class Scheduler:
             return
         if others and not self._expected_to_fit(first, num_blocks, others):
             return
-        if self.gate is not None and self.gate(first) is Verdict.SKIP:
-            return
+        if self.gate is not None and self.gate(first) is not Verdict.START:
+            return  # nobody would start in the place of those who are set back
         while lower and (len(self.running) >= self._max_running or self._place_for(first) is None):
             self._preempt(lower.pop())
 
