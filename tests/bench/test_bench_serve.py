@@ -60,7 +60,7 @@ def test_a_trace_is_sent_at_its_times(server: Live, tmp_path: Path) -> None:
     asked = server.engine.requests[2:]
     assert [one.sampling.max_tokens for one in asked] == [3, 4, 5]
     assert [one.priority for one in asked] == [0, 1, 2]
-    assert {one.deadline_seconds for one in asked} == {30.0}
+    assert all(29 < (one.deadline_seconds or 0) < 30 for one in asked)
     assert "3 answered, 0 failed" in done.output
 
 
