@@ -113,8 +113,8 @@ class Ladder:
         self._counted = self._counts()
         needed = deficit_bytes(signals.rooms)
         given, entered = 0, False
-        if self._ordinary and self.rung is not Rung.NONE and not self._is_ordinary(pressure):
-            # Nobody was warned of a full pool; now memory asks for the same.
+        if self._ordinary and self.rung is not Rung.NONE and needed > 0:
+            # Nobody was warned of a full pool; now prefixes go because memory is wanted back.
             self._ordinary = False
             self._tell(Rung.DROP_PREFIX, pressure, signals)
         while (rung := self._state.descend(self._relieved(signals, pressure, given), now)) is not None:
@@ -205,12 +205,9 @@ class Ladder:
     def _enter(self, rung: Rung, pressure: Pressure, signals: MemorySignals) -> None:
         self.transitions[rung] += 1
         if rung is Rung.DROP_PREFIX:
-            self._ordinary = self._is_ordinary(pressure)
+            # A pool that is full of prefixes does what it is for: nobody needs to be warned.
+            self._ordinary = pressure.bytes < self._state.levels[rung].enter.bytes
         self._tell(rung, pressure, signals)
-
-    def _is_ordinary(self, pressure: Pressure) -> bool:
-        """Whether prefixes are dropped for a pool that is full of them, which does what it is for."""
-        return pressure.bytes < self._state.levels[Rung.DROP_PREFIX].enter.bytes
 
     def _tell(self, rung: Rung, pressure: Pressure, signals: MemorySignals) -> None:
         tightest = max(signals.rooms, key=room_level, default=None)

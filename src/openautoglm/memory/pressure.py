@@ -5,8 +5,8 @@ Two pressures, each 0 when all is well and 1 when nothing is left:
     blocks   live blocks / blocks of the pool; 1 when a running sequence had to give blocks up
     bytes    1 - left / headroom, for the tightest of budget, control groups and machine
 
-    bytes  0.5    0.6     0.7    0.8     0.9       0.97       where each rung is entered;
-           drop > chunk > stop > spill > preempt > refuse     it is left about 0.2 below, one rung at a time,
+    bytes  0.8    0.85    0.9    0.95    0.97      1.0        where each rung is entered;
+           drop > chunk > stop > spill > preempt > refuse     it is left 0.2 to 0.5 below, one rung at a time,
            <--------------------------------------------      after `dwell_seconds` of calm
 """
 
