@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
@@ -16,7 +15,6 @@ from openautoglm.log import LOG_FORMATS, announce, configure_logging, get_logger
 from openautoglm.settings import command_defaults, resolve_settings
 
 INTERRUPTED_EXIT_CODE = 130
-GC_THRESHOLD = 20_000
 
 # Name and one-line help; a command lives in openautoglm.cli.<name> as <name>_command.
 _COMMANDS = {
@@ -101,8 +99,6 @@ def main() -> None:
     # NumPy's BLAS starts a thread for each core, which spins for some 70 ms of this start and of each process that is
     # started here; nothing of this package multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Imports make hundreds of thousands of objects that stay; by default the collector looks at all of them six times.
-    gc.set_threshold(GC_THRESHOLD)
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
