@@ -19,8 +19,10 @@ from openautoglm.engine.speculation import (
     MOST_ROWS,
     MOST_STEP_TOKENS,
     STEPS_BEFORE_TRIAL,
+    _Speed,
     find_draft,
 )
+from openautoglm.errors import StepRefusedError
 from openautoglm.executor.protocol import StepBatch
 from openautoglm.spec.reuse import Speculation
 from openautoglm.spec.sampling import SamplingParams
@@ -145,6 +147,33 @@ def test_pressure_sets_drafted_sequences_back_and_changes_nothing() -> None:
 
 def test_a_step_that_runs_out_of_memory_is_tried_without_drafts() -> None:
     both(requests(replace(PLAIN, max_tokens=50), 2), memory_tokens=1, fail=out_of_memory_above(6))
+
+
+def test_speeds_are_told_what_their_own_step_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafted steps of two are refused now and then and computed one by one: nothing of that counts for a later one."""
+    num_drafted = 0
+
+    def refuse(batch: StepBatch) -> None:
+        nonlocal num_drafted
+        rows = len(batch.row_offsets) - 1
+        num_drafted += rows == 2 and rows < len(batch.tokens) <= MOST_STEP_TOKENS
+        if rows == 2 and len(batch.tokens) > rows and num_drafted % 3 == 0:
+            raise StepRefusedError("now and then")
+
+    told: list[int] = []
+    monkeypatch.setattr(_Speed, "add", lambda _, num_tokens, __: told.append(num_tokens))
+    engine = engine_of(Speculation.PROMPT_LOOKUP, memory_tokens=1, fail=refuse)
+    for one in requests(replace(PLAIN, max_tokens=120), 2):
+        engine.add(one)
+    num_refused = 0
+    while engine.has_work:
+        before = engine.status().generated_tokens
+        told.clear()
+        engine.step()
+        drawn = engine.status().generated_tokens - before
+        assert told in ([], [drawn])
+        num_refused += not told and drawn > 2
+    assert num_refused > 0, "no refused step had drafts that were right"
 
 
 def test_a_nan_behind_a_wrong_draft_ends_nothing() -> None:

@@ -89,7 +89,7 @@ def test_care_makes_up_for_a_model_that_is_wrong(error: float) -> None:
     for step in range(4000):
         count = budget.limit(rows, 512, first, 0.0)
         seconds = error * draw.uniform(0.95, 1.05) * COST.seconds(step_load([*rows, ScheduledRow(first, 0, count)]))
-        budget.observe(len(rows) + count, seconds)
+        budget.observe(len(rows) + 1, len(rows) + count, seconds)
         if step >= 1000:
             late += seconds > 0.4
             used += seconds
@@ -97,17 +97,28 @@ def test_care_makes_up_for_a_model_that_is_wrong(error: float) -> None:
     assert used / 3000 >= 0.4 * (0.8 if error >= 0.65 else 0.6)
 
 
+def test_a_step_that_no_prompt_joined_says_nothing_of_the_budget() -> None:
+    budget, rows, first = budget_of(itl_seconds=0.4), decoding(4), make(None, arrival=9, prompt=450).sequences[0]
+    before = budget.limit(rows, 512, first, 0.0)
+    budget.observe(4, 4 + 12, 0.5)  # four rows with twelve drafted tokens
+    assert budget.num_late_steps == 0
+    assert budget.limit(rows, 512, first, 0.0) == before
+    budget.observe(5, 4 + before, 0.5)
+    assert budget.num_late_steps == 1
+    assert budget.limit(rows, 512, first, 0.0) < before
+
+
 def test_what_was_held_up_by_something_else_is_no_reason_for_care() -> None:
     budget, rows, first = budget_of(itl_seconds=0.4), decoding(4), make(None, arrival=9, prompt=450).sequences[0]
     before = budget.limit(rows, 512, first, 0.0)
-    budget.observe(4 + before, 5.0)
+    budget.observe(5, 4 + before, 5.0)
     assert budget.limit(rows, 512, first, 0.0) == before
-    budget.observe(4 + before, 0.5)
+    budget.observe(5, 4 + before, 0.5)
     after = budget.limit(rows, 512, first, 0.0)
     assert after < before
     # A step that was not filled says nothing of how much more there is room for.
     for _ in range(500):
-        budget.observe(4 + after // 2, 0.1)
+        budget.observe(5, 4 + after // 2, 0.1)
         assert budget.limit(rows, 512, first, 0.0) == after
 
 

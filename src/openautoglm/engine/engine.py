@@ -115,8 +115,10 @@ class Engine:
         self._scheduler.budget = StepBudget(scheduling, self._gate.costs) if scheduling.limits_steps else None
         self._requests: dict[str, Request] = {}
         self._events: list[GenerationEvent] = []
-        self._num_steps = self._generated_tokens = self._num_missed_deadlines = 0
-        self.history, self._step_seconds = RequestHistory(), 0.0
+        self._generated_tokens = self._num_missed_deadlines = 0
+        self.history = RequestHistory()
+        # How many steps were computed, and their seconds: replaced as one, so that another thread may ask.
+        self.steps = (0, 0.0)
 
     @property
     def pool(self) -> BlockPool:
@@ -191,8 +193,9 @@ class Engine:
         if schedule.rows:
             schedule.stamp(begin_seconds)
             schedule = self.lookup.extend(schedule)
-            computed, self._num_steps = self._compute(schedule), self._num_steps + 1
-            self._step_seconds += (step_seconds := self._clock() - begin_seconds)
+            computed = self._compute(schedule)
+            step_seconds = self._clock() - begin_seconds
+            self.steps = self.steps[0] + 1, self.steps[1] + step_seconds
             if computed:
                 self.lookup.observe(schedule, step_seconds)
                 self._gate.observe(schedule, step_seconds)
@@ -356,25 +359,20 @@ class Engine:
         self._scheduler.limit_step_tokens(num_tokens)
         return given_back_bytes
 
-    @property
-    def steps(self) -> tuple[int, float]:
-        """How many steps were computed, and their seconds; another thread may ask."""
-        return self._num_steps, self._step_seconds
-
     def status(self, *, heartbeat: int = 0) -> EngineStatus:
         """Return counters and gauges; `heartbeat` is the caller's, who owns the loop.
 
         Only reads numbers, so another thread may call it in the middle of a step.
         """
-        scheduler = self._scheduler
+        scheduler, (num_steps, step_seconds) = self._scheduler, self.steps
         return EngineStatus(
             ready=True,
             heartbeat=heartbeat,
             num_waiting=scheduler.num_waiting + self.grammars.num_open,
             prompt_tokens=self._intake.prompt_tokens,
             generated_tokens=self._generated_tokens,
-            num_steps=self._num_steps,
-            step_seconds=self._step_seconds,
+            num_steps=num_steps,
+            step_seconds=step_seconds,
             resident_bytes=self._resident_bytes(),
             num_refused=self.num_refused,
             num_missed_deadlines=self._num_missed_deadlines,

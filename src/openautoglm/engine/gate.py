@@ -47,7 +47,7 @@ class DeadlineGate:
         """Learn what a step took."""
         self.costs.add(step_load(schedule.rows), seconds)
         if self._scheduler.budget is not None:
-            self._scheduler.budget.observe(schedule.num_tokens, seconds)
+            self._scheduler.budget.observe(len(schedule.rows), schedule.num_tokens, seconds)
 
     def hopeless(self, request: Request, now_seconds: float) -> bool:
         """Whether a waiting request cannot end in time even if nothing else runs and its answer is short."""

@@ -37,6 +37,11 @@ class Schedule:
     rows: list[ScheduledRow]
     num_tokens: int
 
+    @classmethod
+    def of(cls, rows: list[ScheduledRow]) -> Schedule:
+        """Return the step of these rows."""
+        return cls(rows, sum(row.num_tokens for row in rows))
+
     def still_running(self) -> Schedule:
         """Return what is left of it: a step that ran out of memory may have set some back, who have no blocks then."""
         rows = [
@@ -44,14 +49,14 @@ class Schedule:
             for row in self.rows
             if row.sequence.state is SequenceState.RUNNING and row.sequence.num_computed == row.begin
         ]
-        return self if len(rows) == len(self.rows) else Schedule(rows, sum(row.num_tokens for row in rows))
+        return self if len(rows) == len(self.rows) else Schedule.of(rows)
 
     def by_request(self) -> list[Schedule]:
         """Return a schedule for each request in this one."""
         parts: dict[str, list[ScheduledRow]] = {}
         for row in self.rows:
             parts.setdefault(row.sequence.request.request_id, []).append(row)
-        return [Schedule(rows, sum(row.num_tokens for row in rows)) for rows in parts.values()]
+        return [Schedule.of(rows) for rows in parts.values()]
 
     def stamp(self, now_seconds: float) -> None:
         """Note the time for requests that start with this step."""

@@ -112,6 +112,7 @@ class PromptLookup:
         num_rows = len(schedule.rows)
         if self._mode is Speculation.OFF:
             return schedule
+        self._num_accepted = 0  # of this step; one that fails is not observed
         # Rows that read prompts fill their step by themselves, and speeds are told apart by rows that decode alone.
         if not 0 < num_rows <= MOST_ROWS or schedule.num_tokens != num_rows or self._rests(num_rows):
             return schedule
@@ -175,12 +176,11 @@ class PromptLookup:
         """Take note of what a step took."""
         if self._mode is Speculation.OFF:
             return
-        num_rows, num_accepted = len(schedule.rows), self._num_accepted
-        self._num_accepted = 0
+        num_rows = len(schedule.rows)
         num_drafted = sum(len(row.draft) for row in schedule.rows) if schedule.num_tokens > num_rows else 0
         if num_rows <= MOST_ROWS and schedule.num_tokens - num_drafted == num_rows:
             speed = (self._drafted if num_drafted else self._plain)[num_rows]
-            speed.add(num_rows + num_accepted, step_seconds)
+            speed.add(num_rows + self._num_accepted, step_seconds)
 
     def status(self) -> SpeculationStatus | None:
         """Return counters; None where nothing is drafted."""

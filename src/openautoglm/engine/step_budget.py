@@ -41,8 +41,8 @@ class StepBudget:
         self._options = options
         self._costs = costs
         self._care = 1.0
-        # Target, prediction and most tokens of the step that was limited last, until it is measured.
-        self._watched: tuple[float, float, int] | None = None
+        # Target, prediction, rows that decode and most tokens of the step that was limited last, until it is measured.
+        self._watched: tuple[float, float, int, int] | None = None
         self.last_tokens = 0
         self.num_limited_steps = 0
         self.num_late_steps = 0
@@ -71,15 +71,17 @@ class StepBudget:
         self.last_tokens = num_tokens
         self.num_limited_steps += 1
         if rows and num_tokens > LEAST_TOKENS:
-            self._watched = (target, alone_seconds + num_tokens * token, len(rows) + num_tokens)
+            self._watched = (target, alone_seconds + num_tokens * token, len(rows), len(rows) + num_tokens)
         return num_tokens
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Learn how long the step took that was limited last, which computed `num_tokens` in all."""
+    def observe(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """Learn how long the step took that was limited last, which computed `num_tokens` of `num_rows` in all."""
         if self._watched is None:
             return
-        target, predicted, most_tokens = self._watched
+        target, predicted, num_decoding, most_tokens = self._watched
         self._watched = None
+        if num_rows <= num_decoding:
+            return  # no prompt found its place: what made the step longer, such as drafts, is not the budget's
         if seconds > target:
             self.num_late_steps += 1
             if seconds < _HELD_UP * predicted:
