@@ -174,7 +174,7 @@ CASES = {
     "too many tools": field("tools", [TOOL] * 129, "at most 128"),
     "a required tool of none": field("tool_choice", "required", "none", tools=[]),
     "an unknown tool": field(
-        "tool_choice", {"type": "function", "function": {"name": "g"}}, "names no tool", tools=[TOOL]
+        "tool_choice", {"type": "function", "function": {"name": "g"}}, "none of those sent", tools=[TOOL]
     ),
     "a strange choice": field("tool_choice", "any", "must be", tools=[TOOL]),
     "functions": field("functions", [{}], "send tools"),

@@ -144,7 +144,7 @@ class _Choice:
                 raise InvalidRequestError("tool_choice needs tools, of which there are none", param="tool_choice")
             return tools
         if not {tool.name for tool in tools}.issuperset(self.names):
-            raise InvalidRequestError("tool_choice names no tool sent", param="tool_choice")
+            raise InvalidRequestError("tool_choice names a tool that is none of those sent", param="tool_choice")
         return tuple(tool for tool in tools if tool.name in self.names)
 
 
