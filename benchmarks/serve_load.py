@@ -35,6 +35,14 @@ PROMPT, OUTPUT = Lengths(low=16, high=256, logarithmic=True), Lengths(low=8, hig
 ROWS = 16
 IDLE_CONNECTIONS = 2000
 STREAMS = 256
+# What the engine did in a run, beside what was good of it.
+ENGINE_METRICS = {
+    "num_steps": "openautoglm_steps_total",
+    "step_seconds": "openautoglm_step_seconds_total",
+    "generated_tokens": "vllm:generation_tokens_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "recomputed_tokens": "openautoglm_recomputed_tokens_total",
+}
 Findings = dict[str, object]
 
 
@@ -62,15 +70,20 @@ def overload(server: RunningServer, endpoint: Endpoint, seconds: float) -> Findi
     assert closed.whole is not None
     rate, deadline = closed.num_answered / closed.seconds, 4 * closed.whole.percentiles[90]
     told = replace(endpoint, send_deadline=True)
-    goodput = {}
+    goodput, steps = {}, {}
+    before = wait_until_idle(server.url)
     for times in (0.7, 0.9, 1.0, 1.2, 4.0):
         report = load(told, round(times * rate * seconds), rate=times * rate, deadline=deadline, seed=2)
-        wait_until_idle(server.url)
+        after = wait_until_idle(server.url)
         goodput[times] = report.good_output_tokens / report.seconds
+        steps[times] = {name: after[metric] - before[metric] for name, metric in ENGINE_METRICS.items()}
+        steps[times] |= {"good_tokens": report.good_output_tokens, "seconds": report.seconds}
+        before = after
         print(f"  {times:3.1f} of {rate:.1f} requests/s: good {report.goodput:.2f}/s, {goodput[times]:.0f} tokens/s;"
-              f" {report.errors}", flush=True)  # fmt: skip
+              f" {steps[times]}; {report.errors}", flush=True)  # fmt: skip
     peak = max(value for times, value in goodput.items() if times < 4)
-    return {"rate": rate, "deadline_seconds": deadline, "good_tokens_per_second": goodput, "share": goodput[4.0] / peak}
+    return {"rate": rate, "deadline_seconds": deadline, "good_tokens_per_second": goodput, "steps": steps,
+            "share": goodput[4.0] / peak}  # fmt: skip
 
 
 def idle(server: RunningServer, endpoint: Endpoint, _seconds: float) -> Findings:

@@ -47,6 +47,12 @@ _ANSWERS: dict[str, type[BaseModel]] = {
     "/admin/memory/report": MemoryReportsAnswer,
     "/v1/requests/{request_id}/explain": ExplainAnswer,
 }
+# One event of a stream: before OpenAPI 3.2 the schema of `text/event-stream` describes each event, not all of them.
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 # Status -> why, by what a route has.
 _ALWAYS = {500: "A fault of the server: its log has it under the request's id"}
 _GUARDED = {401: "The key is missing or wrong", 403: "The key is not allowed to do this"}
@@ -135,7 +141,7 @@ def _content(path: str, body: dict[str, Any] | None, response: dict[str, Any]) -
     if path in _ANSWERS:
         content |= _json(_reference(_ANSWERS[path].__name__))
     if body is not None and "stream" in body.get("properties", {}):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return content
 
 
