@@ -19,6 +19,7 @@ from openautoglm.units import KIB
 from tests.serve.test_end_to_end import Server, running
 
 FREE_SECONDS = 0.5
+NUM_ATTEMPTS = 5
 NUM_QUEUED = 512
 READ_SECONDS = 8.0
 
@@ -106,9 +107,8 @@ def test_while_a_whole_answer_is_made(server: Server) -> None:
     within(FREE_SECONDS, lambda: used_blocks(server) == 0)
 
 
-def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
-    """Who comes when 512 wait is told within 0.1 s when to come again; by default half as many may."""
-    assert inspect.signature(EngineOptions).parameters["max_queued"].default == NUM_QUEUED // 2
+def when_it_is_full(server: Server) -> list[tuple[httpx.Response, float]]:
+    """Fill the queue, and return what five that come then are answered and the seconds it took."""
     connections = []
     try:
         # The first keep it busy. None is a stream, which would be ended because nobody reads it.
@@ -116,21 +116,33 @@ def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
             most = 2000 if index < 4 else 1
             connections.append(send(server, prompt="class ", max_tokens=most, stream=False))
         within(30, lambda: waiting(server) >= NUM_QUEUED)
-        with httpx.Client(base_url=server.url) as client:
+        answers = []
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             client.get("/health")
-            seconds = []
             for _ in range(5):
                 begin = time.monotonic()
                 answer = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
-                seconds.append(time.monotonic() - begin)
-                assert answer.status_code == 429, answer.text
-                assert int(answer.headers["retry-after"]) > 0
-                assert answer.json()["error"]["code"] == "overloaded"
-        assert min(seconds) < 0.1
+                answers.append((answer, time.monotonic() - begin))
+        return answers
     finally:
         for connection in connections:
             connection.close()
-    within(5, lambda: waiting(server) == 0 and used_blocks(server) == 0)
+
+
+def test_the_queue_is_bounded_and_says_so_at_once(server: Server) -> None:
+    """Who comes when 512 wait is told within 0.1 s when to come again; by default half as many may."""
+    assert inspect.signature(EngineOptions).parameters["max_queued"].default == NUM_QUEUED // 2
+    for _ in range(NUM_ATTEMPTS):
+        answers = when_it_is_full(server)
+        within(5, lambda: waiting(server) == 0 and used_blocks(server) == 0)
+        # One of the first may have ended meanwhile, which gives its place in the queue to the next to come.
+        if all(answer.status_code == httpx.codes.TOO_MANY_REQUESTS for answer, _ in answers):
+            break
+    for answer, _ in answers:
+        assert answer.status_code == httpx.codes.TOO_MANY_REQUESTS, answer.text
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["error"]["code"] == "overloaded"
+    assert min(seconds for _, seconds in answers) < 0.1
     assert server.chat()
 
 
