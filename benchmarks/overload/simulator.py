@@ -198,3 +198,10 @@ def capacity(server: Server, trace: Sequence[Arrival]) -> float:
     together = [replace(one, seconds=0.0) for one in trace]
     run = play(server, together, deadlines=False)
     return len(trace) / max(run.end_seconds.values())
+
+
+def goodput(server: Server, trace: Sequence[Arrival]) -> float:
+    """Return the requests per second that end in time, until the last of them ends."""
+    run = play(server, trace)
+    good = [run.end_seconds[one.index] for one in trace if one.index not in run.rejects]
+    return len(good) / max(good)

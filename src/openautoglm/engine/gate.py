@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openautoglm.engine.costs import StepCosts, step_load
-from openautoglm.engine.deadlines import Beside, DeadlineQueue, StepPrice, work_left
+from openautoglm.engine.deadlines import Beside, DeadlineQueue, StepPrice, Work, work_left
 from openautoglm.engine.expected import AnswerLengths, guess_length
 from openautoglm.engine.request import Request, Sequence
 from openautoglm.engine.schedule import Schedule
@@ -16,6 +16,10 @@ START_QUANTILE = 0.5
 GIVE_UP_QUANTILE = 0.1
 QUEUE_SEQUENCES = 4
 LEAST_ANSWERS = 8
+# Whoever waits takes the place of who ends, so in a queue steps go on to take what they took lately on average. A fifth
+# more than that, because lengths are guesses: who is ended at the deadline has wasted more than a place left empty.
+STEPS_AVERAGED = 32
+CROWD_FACTOR = 1.2
 # How often waiting requests are looked through for those without hope, and how many at a time.
 SWEEP_SECONDS = 0.05
 SWEEP_SEQUENCES = 64
@@ -31,7 +35,8 @@ class DeadlineGate:
         self._now_seconds = self._sweep_seconds = 0.0
         self._sweep_position = 0
         self._beside: Beside | None = None
-        self._quantile = START_QUANTILE
+        self._crowded = False
+        self._step_seconds = 0.0
         self.costs = costs or StepCosts()
 
     @property
@@ -45,6 +50,7 @@ class DeadlineGate:
 
     def observe(self, schedule: Schedule, seconds: float) -> None:
         """Learn what a step took."""
+        self._step_seconds += (seconds - self._step_seconds) / STEPS_AVERAGED
         self.costs.add(step_load(schedule.rows), seconds)
         if self._scheduler.budget is not None:
             self._scheduler.budget.observe(len(schedule.rows), schedule.num_tokens, seconds)
@@ -71,7 +77,7 @@ class DeadlineGate:
         """
         self._now_seconds = now_seconds
         self._beside = None
-        self._quantile = QUEUE_QUANTILE if len(self._scheduler.waiting) > QUEUE_SEQUENCES else START_QUANTILE
+        self._crowded = len(self._scheduler.waiting) > QUEUE_SEQUENCES
         found = self._queue.expired(now_seconds)
         if now_seconds >= self._sweep_seconds:
             self._sweep_seconds = now_seconds + SWEEP_SECONDS
@@ -86,8 +92,10 @@ class DeadlineGate:
         beside = self._lay_out(price)
         work = work_left(sequence, self._guess(sequence))
         if work.deadline_seconds is not None:
-            missing_blocks = self._missing_blocks(sequence)
-            if beside.end_seconds(work, missing_blocks=missing_blocks) > work.deadline_seconds:
+            end = beside.end_seconds(work, missing_blocks=self._missing_blocks(sequence))
+            if self._crowded:
+                end = max(end, self._crowded_end_seconds(work, price))
+            if end > work.deadline_seconds:
                 return Verdict.SKIP
         return Verdict.HOLD if beside.makes_late(work) else Verdict.START
 
@@ -100,6 +108,11 @@ class DeadlineGate:
             blocks = [len(one.blocks) + 1 for one in running]
             self._beside = Beside(works, price, self._now_seconds, num_blocks=blocks)
         return self._beside
+
+    def _crowded_end_seconds(self, work: Work, price: StepPrice) -> float:
+        """Return when a choice ends if others go on to join those that run."""
+        own_seconds = work.prompt_tokens * price.prompt_token_seconds + work.answer_tokens * self._step_seconds
+        return self._now_seconds + CROWD_FACTOR * own_seconds
 
     def _missing_blocks(self, sequence: Sequence) -> int:
         """Return how many blocks must be freed before a choice can be admitted; 0 or less if none."""
@@ -117,7 +130,7 @@ class DeadlineGate:
         return [request for request in requests.values() if self.hopeless(request, now_seconds)]
 
     def _guess(self, sequence: Sequence) -> int:
-        expected = self._expect(sequence, self._quantile)
+        expected = self._expect(sequence, QUEUE_QUANTILE if self._crowded else START_QUANTILE)
         return guess_length(sequence.num_generated, sequence.request.max_new_tokens) if expected is None else expected
 
     def _expect(self, sequence: Sequence, quantile: float) -> int | None:
