@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from openautoglm.bench.ask import Patience
 from openautoglm.bench.endpoint import Endpoint, api_url
 from openautoglm.bench.find_endpoint import find_endpoint
 from openautoglm.bench.load import LoadRun, run_load
 from openautoglm.bench.load_report import ServiceLevel, make_report
 from openautoglm.bench.outcome import Outcome
+from openautoglm.bench.patience import Patience
 from openautoglm.checkpoint.hub import resolve
 from openautoglm.spec.trace import TraceRequest
 from overload.server import running_server, wait_until_idle

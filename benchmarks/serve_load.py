@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from openautoglm.bench.ask import Patience
 from openautoglm.bench.endpoint import Endpoint, api_url
 from openautoglm.bench.find_endpoint import find_endpoint
 from openautoglm.bench.load import LoadRun, run_load
 from openautoglm.bench.load_report import LoadReport, ServiceLevel, make_report
+from openautoglm.bench.patience import Patience
 from openautoglm.bench.traffic import Arrivals, Lengths, TrafficShape, draw_traffic
 from openautoglm.probe.process_memory import measure_process_memory
 from openautoglm.units import format_bytes
@@ -70,20 +70,22 @@ def overload(server: RunningServer, endpoint: Endpoint, seconds: float) -> Findi
     assert closed.whole is not None
     rate, deadline = closed.num_answered / closed.seconds, 4 * closed.whole.percentiles[90]
     told = replace(endpoint, send_deadline=True)
-    goodput, steps = {}, {}
+    answers, tokens, steps = {}, {}, {}
     before = wait_until_idle(server.url)
     for times in (0.7, 0.9, 1.0, 1.2, 4.0):
         report = load(told, round(times * rate * seconds), rate=times * rate, deadline=deadline, seed=2)
         after = wait_until_idle(server.url)
-        goodput[times] = report.good_output_tokens / report.seconds
+        answers[times] = report.goodput
+        tokens[times] = report.good_output_tokens / report.seconds
         steps[times] = {name: after[metric] - before[metric] for name, metric in ENGINE_METRICS.items()}
         steps[times] |= {"good_tokens": report.good_output_tokens, "seconds": report.seconds}
         before = after
-        print(f"  {times:3.1f} of {rate:.1f} requests/s: good {report.goodput:.2f}/s, {goodput[times]:.0f} tokens/s;"
+        print(f"  {times:3.1f} of {rate:.1f} requests/s: good {answers[times]:.2f}/s, {tokens[times]:.0f} tokens/s;"
               f" {steps[times]}; {report.errors}", flush=True)  # fmt: skip
-    peak = max(value for times, value in goodput.items() if times < 4)
-    return {"rate": rate, "deadline_seconds": deadline, "good_tokens_per_second": goodput, "steps": steps,
-            "share": goodput[4.0] / peak}  # fmt: skip
+    shares = [values[4.0] / max(value for times, value in values.items() if times < 4) for values in (answers, tokens)]
+    return {"rate": rate, "deadline_seconds": deadline, "good_answers_per_second": answers,
+            "good_tokens_per_second": tokens, "steps": steps, "share": shares[0],
+            "share_of_tokens": shares[1]}  # fmt: skip
 
 
 def idle(server: RunningServer, endpoint: Endpoint, _seconds: float) -> Findings:

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 
-from openautoglm.bench.ask import Patience
 from openautoglm.bench.endpoint import Api, Endpoint, PromptSize
 from openautoglm.bench.load import LoadRun, run_load
 from openautoglm.bench.load_report import ServiceLevel, make_report
 from openautoglm.bench.outcome import Outcome
+from openautoglm.bench.patience import Patience
 from openautoglm.spec.trace import TraceRequest
 from tests.bench.stub_server import DONE, STREAM_HEAD, Answer, StubServer, event, piece, plain, stub_server, usage
 

@@ -6,14 +6,15 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import msgspec
 
+from openautoglm.bench.connections import Connections
 from openautoglm.bench.endpoint import Endpoint, random_prompt
 from openautoglm.bench.outcome import Outcome
+from openautoglm.bench.patience import Patience
 from openautoglm.bench.server_sent import EventReader
 from openautoglm.errors import LoadTestError
 from openautoglm.spec.trace import TraceRequest
@@ -23,30 +24,13 @@ MAX_MESSAGE_CHARACTERS = 300
 _END = b"[DONE]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a client waits: for a connection, and for a whole answer."""
-
-    connect_seconds: float = 10.0
-    answer_seconds: float = 600.0
-
-
-def open_client(endpoint: Endpoint, patience: Patience) -> httpx.AsyncClient:
-    """Return a client that opens as many connections as it needs, and keeps them."""
-    return httpx.AsyncClient(
-        headers=endpoint.headers(),
-        timeout=httpx.Timeout(None, connect=patience.connect_seconds),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-    )
-
-
 class Asker:
     """Sends the requests of one run, whose clock begins at `begin`."""
 
     def __init__(
-        self, client: httpx.AsyncClient, endpoint: Endpoint, patience: Patience, *, seed: int, begin: float
+        self, connections: Connections, endpoint: Endpoint, patience: Patience, *, seed: int, begin: float
     ) -> None:
-        self._client, self._endpoint, self._patience = client, endpoint, patience
+        self._connections, self._endpoint, self._patience = connections, endpoint, patience
         self._seed, self._begin = seed, begin
 
     def now(self) -> float:
@@ -63,15 +47,16 @@ class Asker:
         outcome = Outcome(index=index, request=request, due_seconds=due_seconds, sent_seconds=self.now())
         try:
             async with asyncio.timeout(self._patience.answer_seconds):
-                await self._send(body, outcome)
+                async with self._connections.lend() as client:
+                    await self._send(client, body, outcome)
         except (TimeoutError, httpx.HTTPError, httpx.StreamError, LoadTestError) as error:
             outcome.error, outcome.message = describe_failure(error)
         outcome.end_seconds = self.now()
         return outcome
 
-    async def _send(self, body: bytes, outcome: Outcome) -> None:
+    async def _send(self, client: httpx.AsyncClient, body: bytes, outcome: Outcome) -> None:
         headers = {"Content-Type": "application/json"}
-        async with self._client.stream("POST", self._endpoint.address, content=body, headers=headers) as response:
+        async with client.stream("POST", self._endpoint.address, content=body, headers=headers) as response:
             outcome.request_id = response.headers.get("x-request-id")
             if response.status_code != 200:
                 await _read_refusal(response, outcome)

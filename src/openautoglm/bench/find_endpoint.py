@@ -7,8 +7,9 @@ from dataclasses import replace
 import httpx
 import msgspec
 
-from openautoglm.bench.ask import Patience, describe_failure, refusal
+from openautoglm.bench.ask import describe_failure, refusal
 from openautoglm.bench.endpoint import Endpoint, PromptSize, random_prompt
+from openautoglm.bench.patience import Patience
 from openautoglm.errors import LoadTestError
 from openautoglm.spec.trace import TraceRequest
 

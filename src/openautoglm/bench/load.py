@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openautoglm.bench.ask import Asker, Patience, open_client
+from openautoglm.bench.ask import Asker
+from openautoglm.bench.connections import Connections
 from openautoglm.bench.endpoint import Endpoint
 from openautoglm.bench.outcome import Outcome
+from openautoglm.bench.patience import Patience
 from openautoglm.spec.trace import TraceRequest
 
 # A client that was refused asks again as soon as it is told to, within these bounds.
@@ -56,8 +58,8 @@ async def run_load(
     _allow_connections(len(run.traffic) if run.num_clients is None else run.num_clients)
     begin, used = time.perf_counter(), time.process_time()
     try:
-        async with open_client(run.endpoint, patience) as client:
-            asker = Asker(client, run.endpoint, patience, seed=seed, begin=begin + _HEAD_START_SECONDS)
+        async with Connections(run.endpoint, patience) as connections:
+            asker = Asker(connections, run.endpoint, patience, seed=seed, begin=begin + _HEAD_START_SECONDS)
 
             async def one(index: int, request: TraceRequest, due_seconds: float) -> Outcome:
                 outcome = await asker.ask(index, request, due_seconds=due_seconds)

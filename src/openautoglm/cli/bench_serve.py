@@ -159,10 +159,10 @@ def serve_command(test: LoadTest) -> None:
 
 def _load(test: LoadTest) -> tuple[LoadRun, bool]:
     """Run the load test, with a bar on a terminal; return it, and whether it was interrupted."""
-    from openautoglm.bench.ask import Patience
     from openautoglm.bench.endpoint import Api, Endpoint, api_url
     from openautoglm.bench.find_endpoint import find_endpoint
     from openautoglm.bench.load import LoadRun, run_load
+    from openautoglm.bench.patience import Patience
 
     traffic = _traffic(test)
     patience = Patience(connect_seconds=test.connect_timeout, answer_seconds=test.timeout)
