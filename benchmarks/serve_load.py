@@ -5,8 +5,9 @@
     overload  goodput at four times what the server can do, of its best goodput (deadlines are sent); 0.95 is wanted
     idle      throughput beside 2,000 idle connections, of that without them
     streams   how many of 256 clients with a stream each are answered
+    http      seconds of 16 equal requests over HTTP, of those in a process without a server; 1.05 is wanted
 
-Clients and server share the machine, so a client's work counts against the server.
+Clients and server share the machine, so a client's work counts against the server (in "http" there is hardly any).
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import resource
+import selectors
 import socket
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from openautoglm import LLM, SamplingParams
 from openautoglm.bench.endpoint import Endpoint, api_url
 from openautoglm.bench.find_endpoint import find_endpoint
 from openautoglm.bench.load import LoadRun, run_load
@@ -35,6 +42,7 @@ PROMPT, OUTPUT = Lengths(low=16, high=256, logarithmic=True), Lengths(low=8, hig
 ROWS = 16
 IDLE_CONNECTIONS = 2000
 STREAMS = 256
+TURNS = 6
 # What the engine did in a run, beside what was good of it.
 ENGINE_METRICS = {
     "num_steps": "openautoglm_steps_total",
@@ -65,7 +73,8 @@ def load(
     return make_report(run, ServiceLevel(), seed=seed)
 
 
-def overload(server: RunningServer, endpoint: Endpoint, seconds: float) -> Findings:
+def overload(server: RunningServer, endpoint: Endpoint, arguments: argparse.Namespace) -> Findings:
+    seconds: float = arguments.seconds
     closed = load(endpoint, 8 * ROWS, clients=ROWS)
     assert closed.whole is not None
     rate, deadline = closed.num_answered / closed.seconds, 4 * closed.whole.percentiles[90]
@@ -88,7 +97,7 @@ def overload(server: RunningServer, endpoint: Endpoint, seconds: float) -> Findi
             "share_of_tokens": shares[1]}  # fmt: skip
 
 
-def idle(server: RunningServer, endpoint: Endpoint, _seconds: float) -> Findings:
+def idle(server: RunningServer, endpoint: Endpoint, _arguments: argparse.Namespace) -> Findings:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, IDLE_CONNECTIONS + 1000)), hard))
     parts = urlsplit(server.url)
@@ -121,13 +130,51 @@ def _is_open(one: socket.socket) -> bool:
     return False
 
 
-def streams(_server: RunningServer, endpoint: Endpoint, _seconds: float) -> Findings:
+def streams(_server: RunningServer, endpoint: Endpoint, _arguments: argparse.Namespace) -> Findings:
     report = load(endpoint, 3 * STREAMS, clients=STREAMS)
     return {"answered": report.num_answered, "of": report.num_sent, "errors": report.errors,
             "tokens_per_second": report.tokens_per_second}  # fmt: skip
 
 
-CASES = {"overload": overload, "idle": idle, "streams": streams}
+def http(server: RunningServer, _endpoint: Endpoint, arguments: argparse.Namespace) -> Findings:
+    sampling = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True)
+    ratios = []
+    with LLM(arguments.model, quant=arguments.quant, context=arguments.context, concurrency=ROWS) as llm:
+        for turn in range(1 + TURNS):
+            prompts = [tuple(random.Random(turn * ROWS + row).choices(range(300, 900), k=64)) for row in range(ROWS)]
+            begin = time.perf_counter()
+            _read_streams(server.url, prompts, sampling)
+            over_http = time.perf_counter() - begin
+            begin = time.perf_counter()
+            llm.generate(prompts, sampling)
+            ratios.append(over_http / (time.perf_counter() - begin))
+    return {"ratio": statistics.median(ratios[1:]), "ratios": ratios[1:]}  # the first turn warms both
+
+
+def _read_streams(url: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams) -> None:
+    """Ask for all at once and read to the end, by a client that does as good as nothing: it shares the processors."""
+    parts = urlsplit(url)
+    with selectors.DefaultSelector() as selector:
+        for prompt in prompts:
+            fields = {"prompt": prompt, "stream": True, "max_tokens": sampling.max_tokens, "temperature": 0,
+                      "ignore_eos": sampling.ignore_eos}  # fmt: skip
+            body = json.dumps(fields).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            one = socket.create_connection((parts.hostname, parts.port), timeout=600)
+            one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            selector.register(one, selectors.EVENT_READ, bytearray())
+        while selector.get_map():
+            for key, _ in selector.select(600):
+                assert isinstance(key.fileobj, socket.socket)
+                data = key.fileobj.recv(1 << 16)
+                key.data.extend(data)
+                if not data:
+                    assert b'"finish_reason":"length"' in key.data, key.data[-1000:]
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+
+
+CASES = {"http": http, "overload": overload, "idle": idle, "streams": streams}
 
 
 def main() -> None:
@@ -145,7 +192,7 @@ def main() -> None:
         print(name, flush=True)
         with running_server(arguments.model, *limits) as server:
             endpoint = find_endpoint(Endpoint(url=api_url(server.url), model=""), Patience())
-            found = CASES[name](server, endpoint, arguments.seconds)
+            found = CASES[name](server, endpoint, arguments)
         findings[name] = found
         shown = {key: format_bytes(value) if key.endswith("_bytes") and isinstance(value, int) else value
                  for key, value in found.items()}  # fmt: skip

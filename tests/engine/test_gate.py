@@ -14,6 +14,7 @@ from openautoglm.engine.deadlines import StepPrice, work_left
 from openautoglm.engine.engine import Engine
 from openautoglm.engine.gate import SWEEP_SECONDS, SWEEP_SEQUENCES, DeadlineGate
 from openautoglm.engine.request import Request, Sequence, SequenceState
+from openautoglm.engine.schedule import Schedule
 from openautoglm.engine.scheduler import MOST_ASKED, STEPS_BEFORE_ASKING, Scheduler, Verdict
 from openautoglm.errors import DeadlineError
 from openautoglm.spec.sampling import SamplingParams
@@ -53,6 +54,17 @@ def compute(scheduler: Scheduler) -> None:
     for row in schedule.rows:
         if row.samples:
             row.sequence.append(5)
+
+
+def full_step(*, num_rows: int) -> Schedule:
+    """A step that decodes so many rows."""
+    scheduler = Scheduler(BlockPool(400, 16), max_step_tokens=2048, max_running=num_rows)
+    for index in range(num_rows):
+        scheduler.add(fixed(index, prompt=4, tokens=50, deadline=None))
+    compute(scheduler)
+    schedule = scheduler.schedule()
+    assert schedule.num_tokens == num_rows
+    return schedule
 
 
 def plain_verdict(gate: DeadlineGate, scheduler: Scheduler, sequence: Sequence, now: float) -> Verdict:
@@ -101,6 +113,26 @@ def test_verdicts_are_those_of_a_plain_simulation(num_blocks: int) -> None:
         assert verdict is plain_verdict(gate, scheduler, candidate, now)
         seen[verdict] += 1
     assert min(seen[verdict] for verdict in Verdict) >= 10, seen
+
+
+@pytest.mark.parametrize(("num_waiting", "share"), [(2, 0.0), (3, 0.5), (4, 1.0), (40, 1.0)])
+def test_among_many_that_wait_a_choice_must_end_at_the_pace_of_full_steps(num_waiting: int, share: float) -> None:
+    gate, scheduler = gated()
+    scheduler.add(fixed(0, prompt=4, tokens=50, deadline=None))
+    compute(scheduler)
+    # Beside the one that runs a token takes 1.5 s; lately twenty ran, and steps took 6 s.
+    full = full_step(num_rows=20)
+    for _ in range(500):
+        gate.observe(full, PRICE.decode_seconds(20))
+    for index in range(1, num_waiting + 1):
+        scheduler.add(fixed(index, prompt=4, tokens=20, deadline=None))
+    crowded_seconds = 1.2 * share * (4 * PRICE.prompt_token_seconds + 20 * 6.0)
+    ends = max(0.5 + 20 * 1.5, crowded_seconds)
+    for deadline, verdict in ((ends + 0.01, Verdict.START), (ends - 0.01, Verdict.SKIP)):
+        candidate = fixed(99, prompt=4, tokens=20, deadline=deadline).sequences[0]
+        candidate.state = SequenceState.WAITING
+        gate.begin_step(0.0)
+        assert gate.judge(candidate) is verdict
 
 
 def test_what_starts_in_a_step_counts_for_the_next_in_it() -> None:

@@ -16,9 +16,11 @@ START_QUANTILE = 0.5
 GIVE_UP_QUANTILE = 0.1
 QUEUE_SEQUENCES = 4
 LEAST_ANSWERS = 8
-# Whoever waits takes the place of who ends, so in a queue steps go on to take what they took lately on average. A fifth
-# more than that, because lengths are guesses: who is ended at the deadline has wasted more than a place left empty.
+# Whoever waits takes the place of who ends, so where four times as many wait as run, steps go on to take what they took
+# lately on average, and a fifth more, as lengths are guesses: who is ended at the deadline has wasted more than a place
+# left empty. Up to twice as many that is not looked at, as there is little to choose from; between, in proportion.
 STEPS_AVERAGED = 32
+SMALL_CROWD, CROWD = 2, 4
 CROWD_FACTOR = 1.2
 # How often waiting requests are looked through for those without hope, and how many at a time.
 SWEEP_SECONDS = 0.05
@@ -35,7 +37,7 @@ class DeadlineGate:
         self._now_seconds = self._sweep_seconds = 0.0
         self._sweep_position = 0
         self._beside: Beside | None = None
-        self._crowded = False
+        self._quantile = START_QUANTILE
         self._step_seconds = 0.0
         self.costs = costs or StepCosts()
 
@@ -77,7 +79,7 @@ class DeadlineGate:
         """
         self._now_seconds = now_seconds
         self._beside = None
-        self._crowded = len(self._scheduler.waiting) > QUEUE_SEQUENCES
+        self._quantile = QUEUE_QUANTILE if len(self._scheduler.waiting) > QUEUE_SEQUENCES else START_QUANTILE
         found = self._queue.expired(now_seconds)
         if now_seconds >= self._sweep_seconds:
             self._sweep_seconds = now_seconds + SWEEP_SECONDS
@@ -93,8 +95,7 @@ class DeadlineGate:
         work = work_left(sequence, self._guess(sequence))
         if work.deadline_seconds is not None:
             end = beside.end_seconds(work, missing_blocks=self._missing_blocks(sequence))
-            if self._crowded:
-                end = max(end, self._crowded_end_seconds(work, price))
+            end = max(end, self._crowded_end_seconds(work, price))
             if end > work.deadline_seconds:
                 return Verdict.SKIP
         return Verdict.HOLD if beside.makes_late(work) else Verdict.START
@@ -110,9 +111,13 @@ class DeadlineGate:
         return self._beside
 
     def _crowded_end_seconds(self, work: Work, price: StepPrice) -> float:
-        """Return when a choice ends if others go on to join those that run."""
+        """Return when a choice ends if others go on to join those that run; now, if not many wait."""
+        crowd = len(self._scheduler.waiting) / len(self._scheduler.running)
+        if crowd <= SMALL_CROWD:
+            return self._now_seconds
+        share = (min(crowd, CROWD) - SMALL_CROWD) / (CROWD - SMALL_CROWD)
         own_seconds = work.prompt_tokens * price.prompt_token_seconds + work.answer_tokens * self._step_seconds
-        return self._now_seconds + CROWD_FACTOR * own_seconds
+        return self._now_seconds + CROWD_FACTOR * share * own_seconds
 
     def _missing_blocks(self, sequence: Sequence) -> int:
         """Return how many blocks must be freed before a choice can be admitted; 0 or less if none."""
@@ -130,7 +135,7 @@ class DeadlineGate:
         return [request for request in requests.values() if self.hopeless(request, now_seconds)]
 
     def _guess(self, sequence: Sequence) -> int:
-        expected = self._expect(sequence, QUEUE_QUANTILE if self._crowded else START_QUANTILE)
+        expected = self._expect(sequence, self._quantile)
         return guess_length(sequence.num_generated, sequence.request.max_new_tokens) if expected is None else expected
 
     def _expect(self, sequence: Sequence, quantile: float) -> int | None:
