@@ -1,4 +1,4 @@
-"""Connections of a load test: as many as there are requests at once, none more, and no work that grows with them."""
+"""Connections of a load test: as many as there are requests at once, none more, each with a client of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Service:
             self.num_closed += 1
 
 
-def test_a_connection_is_kept_for_the_next_request_and_closed_at_the_end() -> None:
+def test_each_request_has_a_client_whose_connection_is_kept_for_the_next_and_closed_at_the_end() -> None:
     async def rounds() -> list[int]:
         service = Service()
         server = await asyncio.start_server(service.serve, "127.0.0.1", 0, backlog=NUM_CLIENTS)
@@ -42,14 +42,17 @@ def test_a_connection_is_kept_for_the_next_request_and_closed_at_the_end() -> No
         async with server:
             async with Connections(Endpoint(url=address, model="m"), Patience()) as connections:
 
-                async def ask() -> None:
+                async def ask() -> int:
                     async with connections.lend() as client:
                         assert (await client.get(address)).text == "ok"
+                        return id(client)
 
                 for _ in range(3):
                     service.num_waiting = 0
                     service.all_here.clear()
-                    await asyncio.gather(*(ask() for _ in range(NUM_CLIENTS)))
+                    clients = await asyncio.gather(*(ask() for _ in range(NUM_CLIENTS)))
+                    # One that many shared would look through all its connections for each request.
+                    assert len(set(clients)) == NUM_CLIENTS
                     opened.append(service.num_connections)
                 assert service.num_closed == 0
             while service.num_closed < NUM_CLIENTS:
