@@ -176,6 +176,8 @@ class _Choice:
         prompt = tokenizer.decode(request.prompt_tokens)
         text = f"{index}:{prompt}" if engine.answer is None else engine.answer(request, prompt)
         self._script = [*tokenizer.encode(text), engine.eos]
+        room_tokens = engine.context_tokens - len(request.prompt_tokens)
+        self._most_tokens = room_tokens if request.sampling.max_tokens is None else request.sampling.max_tokens
         self._detokenizer = Detokenizer(tokenizer, request.sampling.skip_special_tokens)
         self._matcher = StopMatcher(request.sampling.stop)
         self._num_tokens = 0
@@ -191,7 +193,8 @@ class _Choice:
             )
         if engine.fail_after_tokens is not None and self._num_tokens >= engine.fail_after_tokens:
             return self._end(GenerationEvent(**self._common(), finish_reason="error", error="out of memory: pool"))
-        token = self._script[self._num_tokens]
+        # Whose end is ignored goes on until the length is reached.
+        token = self._script[min(self._num_tokens, len(self._script) - 1)]
         self._num_tokens += 1
         engine.generated_tokens += 1
         ended = token == engine.eos and not sampling.ignore_eos
@@ -199,7 +202,7 @@ class _Choice:
         text, reason, stop = result.text, None, result.matched
         if result.matched is not None or ended:
             reason = "stop"
-        elif sampling.max_tokens is not None and self._num_tokens >= sampling.max_tokens:
+        elif self._num_tokens >= self._most_tokens:
             reason = "length"
         if reason is not None and result.matched is None:
             text += self._matcher.push(self._detokenizer.flush()).text + self._matcher.flush()
