@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*')
 NATIVE_SOURCES := CMakeLists.txt $(wildcard src/native/* tests/native/cpp/*)
-GUARDED_OBJECTS := $(patsubst %,build/guards/CMakeFiles/kernels.dir/src/native/kernels_%.cpp.o,avx2 avx512 avx512bf16)
+GUARDED_OBJECTS := $(patsubst %,build/guards/CMakeFiles/kernels.dir/src/native/kernels_%.cpp.o,avx2 avx512 avx512bf16 amx)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

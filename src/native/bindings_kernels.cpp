@@ -152,7 +152,7 @@ void gemm_quantised(const std::string& isa, const PackedMatrix& packed, Rows<con
           "a range of rows begins and ends where panels do: see panel_rows");
   std::vector<int32_t> panel_values(rows * groups * kGroupValueWords), panel_offsets(rows * groups * kMostFlushes);
   std::vector<float> panel_scales(rows * groups * kMostFlushes);
-  put_panels({values.data(), scales.data(), sums.data()}, panels, static_cast<int64_t>(groups),
+  put_panels({values.data(), scales.data(), sums.data()}, panels, kernels.panel_order, static_cast<int64_t>(groups),
              flushes_per_group(packed.matrix), panel_values.data(), panel_scales.data(), panel_offsets.data());
   const Activations activations{static_cast<int64_t>(rows), panel_values.data(), panel_scales.data(),
                                 panel_offsets.data(),       static_cast<int64_t>(groups), nullptr, 0};
@@ -214,7 +214,7 @@ void bind_kernels(nanobind::module_& m) {
       "available_isas",
       [] {
         std::vector<std::string> names;
-        for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16()}) {
+        for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16(), kernels_amx()}) {
           if (k != nullptr) names.emplace_back(k->name);
         }
         return names;

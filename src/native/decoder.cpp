@@ -15,7 +15,6 @@
 namespace oag {
 namespace {
 
-constexpr int64_t kBlockRows = 96;                   // rows of a product that go through the weights together
 constexpr int64_t kStreamRows = 4;                   // up to here, reading the weights is what takes the time
 constexpr int64_t kStreamBytes = int64_t{512} << 10;  // weights per claim then: long streams are read faster
 constexpr int64_t kWarmBytes = int64_t{16} << 10;
@@ -181,7 +180,7 @@ bool Decoder::multiply(int thread, int64_t index, const Activations& rows, const
     if (matrix.data == nullptr) return false;
   }
   const Panels panels(rows.rows, kernels_.panel_rows);
-  const int64_t panels_per_block = kBlockRows / kernels_.panel_rows;
+  const int64_t panels_per_block = kernels_.pass_rows / kernels_.panel_rows;
   const int64_t num_blocks = (panels.count + panels_per_block - 1) / panels_per_block;
   const int64_t num_tiles = (matrix.n + kTileOutputs - 1) / kTileOutputs;
   const int64_t chunk = tiles_per_claim(matrix, num_tiles, rows.rows, num_blocks, num_threads());

@@ -25,8 +25,8 @@ void Decoder::quantise_panel(int thread, int height, const Matrix& matrix, const
     kernels_.quantize_rows(row_at(row), size, 1, size, config_.quantise_per_token,
                            scratch.values + row * num_groups * kActivationGroup, num_groups * kActivationGroup,
                            scratch.scales + row * num_groups, num_groups, scratch.sums + row * num_groups * 4);
-  put_panel({scratch.values, scratch.scales, scratch.sums}, num_groups, height, flushes_per_group(matrix), panel.values,
-            panel.scales, panel.offsets);
+  put_panel({scratch.values, scratch.scales, scratch.sums}, kernels_.panel_order, num_groups, height,
+            flushes_per_group(matrix), panel.values, panel.scales, panel.offsets);
 }
 
 // Quantise `num_rows` rows, row i being what `row_at(i)` returns. A single row is prepared by every thread for itself,

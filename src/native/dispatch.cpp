@@ -3,6 +3,8 @@
 
 #ifdef OAG_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <cstring>
@@ -27,6 +29,16 @@ bool has_avx512() {
 }
 
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// CPUID leaf 7 tells of AMX; Linux lets a process use its registers once it has asked for them, then all its threads.
+// It refuses where a thread's signal stack is too small for them.
+bool has_amx() {
+  constexpr long kAskForState = 0x1023, kTileData = 18;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, registers, int8
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  return (edx & kNeeded) == kNeeded && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+}
 
 // CPUID leaf 1: the family of AMD's Zen 5 is 0x1a.
 bool is_zen5() {
@@ -62,16 +74,21 @@ bool wants_stream_hints() {
 const Kernels* kernels_avx2() { return has_avx2() ? &kAvx2Kernels : nullptr; }
 const Kernels* kernels_avx512() { return has_avx512() ? &kAvx512Kernels : nullptr; }
 const Kernels* kernels_avx512bf16() { return has_avx512bf16() ? &kAvx512Bf16Kernels : nullptr; }
+const Kernels* kernels_amx() {
+  static const bool usable = has_amx();
+  return usable ? &kAmxKernels : nullptr;
+}
 #else
 bool has_large_first_cache() { return false; }
 const Kernels* kernels_avx2() { return nullptr; }
 const Kernels* kernels_avx512() { return nullptr; }
 const Kernels* kernels_avx512bf16() { return nullptr; }
+const Kernels* kernels_amx() { return nullptr; }
 #endif
 
 const Kernels* select_kernels(const char* name) {
   const bool any = name == nullptr || *name == '\0';
-  for (const Kernels* kernels : {kernels_avx512bf16(), kernels_avx512(), kernels_avx2(), kernels_scalar()}) {
+  for (const Kernels* kernels : {kernels_amx(), kernels_avx512bf16(), kernels_avx512(), kernels_avx2(), kernels_scalar()}) {
     if (kernels != nullptr && (any || std::strcmp(name, kernels->name) == 0)) return kernels;
   }
   return nullptr;

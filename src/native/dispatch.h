@@ -13,6 +13,7 @@ bool has_large_first_cache();
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+extern const Kernels kAmxKernels;
 
 // Whether hints ahead of a single stream of weights help this processor more than they hinder its own prefetching.
 bool wants_stream_hints();

@@ -15,6 +15,7 @@ namespace oag {
 namespace {
 
 constexpr int kIntRows = 6;
+constexpr PanelOrder kPanelOrder = PanelOrder::kInterleaved;
 constexpr int kRunInputs = 32;  // inputs whose products of nibbles are summed in 16 bits
 
 inline __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

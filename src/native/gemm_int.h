@@ -1,8 +1,8 @@
 // Matrix products with int8, int4 and nf4 weights: exact integer sums, one fp32 fma per scale group. The set provides
 //   kIntRows                                         most rows of a panel
-//   multiply_bytes(weights, groups, panel, ahead)    acc += a panel times int8 weights, [inputs/4][32][4], u8 = w + 128
-//   multiply_nibbles(matrix, tile, chunk, range)     the same for all panels of a chunk of int4 or nf4
-//   kStreamsPairs, stream_tiles(tiles, ...)         whether and how one row goes through two tiles of int8 at once
+//   kPanelOrder                                      how the values of a panel's rows stand
+//   multiply_chunk(matrix, tile, chunk, range)       acc += all panels of a pass times some inputs of a tile
+//   kStreamsPairs, stream_tiles(tiles, ...)          whether and how one row goes through two tiles of int8 at once
 #pragma once
 
 #include "gemm_float.h"
@@ -12,14 +12,6 @@ namespace oag {
 namespace {
 
 static_assert(kIntRows <= kMostPanelRows);
-
-inline void multiply_chunk(const Matrix& matrix, const uint8_t* tile, const IntChunk& chunk, const IntRange& range) {
-  if (matrix.format != WeightFormat::kInt8) return multiply_nibbles(matrix, tile, chunk, range);
-  const uint8_t* weights = tile + chunk.begin * kBlockWeights;
-  for (int64_t p = 0; p < range.count; ++p)
-    multiply_bytes(weights, chunk.groups, range.panel(p, chunk.begin),
-                   range.ahead(p, weights, chunk.groups * kBlockWeights));
-}
 
 inline const float* output_scales(const Matrix& matrix, const uint8_t* tile, int64_t groups) {
   return matrix.format == WeightFormat::kInt8 ? reinterpret_cast<const float*>(tile + groups * kBlockWeights) : nullptr;

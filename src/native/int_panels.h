@@ -9,14 +9,19 @@
 namespace oag {
 namespace {
 
-constexpr int kPassRows = 96;    // rows that go through a tile together
-// Groups of 128 inputs that all panels of a pass go through together: many, so that starting and ending a panel costs
-// little. The wide tiles take their weights from the L2 cache as fast as from the first; a set that unpacks nibbles
-// keeps them in the first.
-#ifdef __AVX512F__
+// Rows that go through a tile together, and groups of 128 inputs that all panels of a pass go through together: many, so
+// that starting and ending a panel costs little. The wide tiles take their weights from the L2 cache as fast as from the
+// first; a set that unpacks nibbles keeps them in the first. AMX is so much faster than unpacking that more rows share it.
+#if defined(OAG_AMX)
+constexpr int kPassRows = 256;
+constexpr int kChunkGroups = 4, kPairGroups = 4;
+constexpr int kUnpackedGroups = 4;
+#elif defined(__AVX512F__)
+constexpr int kPassRows = 96;
 constexpr int kChunkGroups = 16, kPairGroups = 4;  // the second for two panels of int8, which read from memory
 constexpr int kUnpackedGroups = 5;                 // room for the flushes of a chunk
 #else
+constexpr int kPassRows = 96;
 constexpr int kChunkGroups = 4, kPairGroups = 2;
 constexpr int kUnpackedGroups = 4;  // of nibbles unpacked at a time: 16 KiB of weights, for the L1 cache
 #endif
@@ -27,7 +32,7 @@ constexpr int64_t kStreamBytes = 3072;  // how far ahead of a stream of weights 
 // Some groups of inputs of a panel, and where its sums go.
 struct IntPanel {
   int height;
-  const int32_t* values;   // [group][32][height], runs of four
+  const int32_t* values;   // [group][kPanelOrder], 32 words of each row
   const float* scales;     // [flush][height]
   const int32_t* offsets;  // [flush][height]: -128 times the sum of the flush's activations
   float* acc;              // [height][32]

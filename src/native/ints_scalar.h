@@ -7,6 +7,7 @@ namespace oag {
 namespace {
 
 constexpr int kIntRows = 4;
+constexpr PanelOrder kPanelOrder = PanelOrder::kInterleaved;
 constexpr int kFloatRows = 4;
 
 // acc[r][0..32) = fma(exact sum, activation scale * weight scale, acc[r][...]) for each flush of `flush_steps` runs of

@@ -18,13 +18,16 @@ namespace oag {
 
 constexpr int kTileOutputs = 32;        // outputs per packed weight tile
 constexpr int kActivationGroup = 128;   // input features per activation scale
-constexpr int kMostPanelRows = 12;
+constexpr int kMostPanelRows = 16;
 constexpr int kBlockTokens = 16;        // tokens per KV block
 constexpr int64_t kMaxInputs = 131072;  // inputs of a product: bounds gemm_scratch_bytes
 constexpr int kPartitionTokens = 128;   // keys per attention partition, aligned to absolute position 0
 
 enum class WeightFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3, kNf4 = 4 };
 enum class KvFormat : uint8_t { kF32 = 0, kBf16 = 1, kInt8 = 2, kFp8 = 3 };
+// How the int8 values of a panel of h rows stand, for each 128 inputs: runs of four inputs of all rows side by side,
+// [32][h][4], or each row in one piece, [h][128].
+enum class PanelOrder : uint8_t { kInterleaved = 0, kRowByRow = 1 };
 enum class SourceType : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2 };
 
 // A packed matrix of n outputs by k inputs: ceil(n/32) tiles of tile_bytes each, as openautoglm/spec/formats.py sizes
@@ -38,11 +41,11 @@ struct Matrix {
 };
 
 // Activation rows ready for a matrix product.
-// Quantised formats: `rows` rows in panels (panels.h) of at most Kernels::panel_rows rows, whose words stand together
-// because a micro-kernel takes them together. Panel p starts at row b of height h; G = num_groups of 128 inputs,
-// zero padded: runs of four int8 values at values + b*G*32, [G*32][h]; scales at scales + b*G, [G][h] (the same scale
-// repeated in per-token mode); -128 times the sums of the values at offsets + b*G*7: of each 128 inputs [G][h], then of
-// each 64 [2G][h], then of each 32 [4G][h]. With one row that is the plain row.
+// Quantised formats: `rows` rows in panels (panels.h) of at most Kernels::panel_rows rows, which stand together because
+// a micro-kernel takes them together. Panel p starts at row b of height h; G = num_groups of 128 inputs, zero padded;
+// F = scales of the matrix per 128 inputs, at least 1. int8 values at values + b*G*32, [G][Kernels::panel_order];
+// scales at scales + b*G*4, [G*F][h] (repeated where 128 inputs share one); -128 times the sums of the values at
+// offsets + b*G*4, [G*F][h]. With one row that is the plain row in either order.
 // bf16 and f32 formats: `floats` rows [rows][float_stride]; the bf16 path rounds them to bf16 itself.
 struct Activations {
   int64_t rows;
@@ -97,7 +100,7 @@ enum class Peak : uint8_t { kInt8 = 0, kBf16 = 1, kF32 = 2 };
 // One partition range of a single-query call, for splitting long contexts over threads: state per head is
 // {max, sum, out[head_dim]} floats = head_dim + 2 each, laid out [partition][group_heads][head_dim + 2].
 struct Kernels {
-  const char* name;  // "scalar", "avx2", "avx512", "avx512bf16"
+  const char* name;  // "scalar", "avx2", "avx512", "avx512bf16", "amx"
 
   // ---- activations ----
   // Quantise rows symmetric to int8: scale = amax/127 per (row, group of 128) or per row; value =
@@ -108,6 +111,8 @@ struct Kernels {
 
   // ---- products ----
   int panel_rows;  // most rows of a panel of quantised activations; at most kMostPanelRows
+  PanelOrder panel_order;
+  int pass_rows;  // rows of a product that go through the weights together, as far as there are
   size_t (*gemm_scratch_bytes)();
   void (*gemm)(const GemmCall&);
   // out[i][0..k) = row rows[i] of the matrix, dequantised (embedding lookup from any packed format)
@@ -167,6 +172,7 @@ const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();        // nullptr where not compiled or not supported by CPUID and XCR0
 const Kernels* kernels_avx512();      // AVX512 F/BW/DQ/VL + VNNI
 const Kernels* kernels_avx512bf16();  // the same + BF16
+const Kernels* kernels_amx();         // the same + AMX INT8 and BF16, where the system lets this process use its registers
 // `name` nullptr or empty: the best one. Returns nullptr if unknown or unsupported.
 const Kernels* select_kernels(const char* name);
 // The same set with attention that agrees by bytes on every set: bf16 products in fp32 instead of the processor's own.

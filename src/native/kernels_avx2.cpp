@@ -2,6 +2,7 @@
 #include "vector_avx2.h"
 #include "attention_dots_avx2.h"
 #include "ints_avx2.h"
+#include "panel_by_panel.h"
 
 #include "dispatch.h"
 #include "table.h"

@@ -2,6 +2,7 @@
 #include "vector_avx512.h"
 #include "attention_dots_avx512.h"
 #include "ints_avx512.h"
+#include "panel_by_panel.h"
 #include "peak_avx512.h"
 
 #include "dispatch.h"

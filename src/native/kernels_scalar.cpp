@@ -3,6 +3,7 @@
 #include "attention_dots_scalar.h"
 #include "ints_scalar.h"
 #include "nibbles_unpacked.h"
+#include "panel_by_panel.h"
 
 #include "dispatch.h"
 #include "table.h"

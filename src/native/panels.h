@@ -60,10 +60,20 @@ inline void interleave_rows(const int8_t* rows, int64_t row_bytes, int height, i
   }
 }
 
+// Each 128 inputs of the rows, one row after the other.
+inline void put_row_by_row(const int8_t* rows, int64_t num_groups, int height, int32_t* to) {
+  for (int64_t g = 0; g < num_groups; ++g)
+    for (int r = 0; r < height; ++r, to += kGroupValueWords)
+      std::memcpy(to, rows + (r * num_groups + g) * kActivationGroup, kActivationGroup);
+}
+
 // Write `height` rows as a panel for a matrix of `flushes` per group.
-inline void put_panel(const QuantisedRows& rows, int64_t num_groups, int height, int flushes, int32_t* values,
-                      float* scales, int32_t* offsets) {
-  interleave_rows(rows.values, num_groups * kActivationGroup, height, num_groups * kGroupValueWords, values);
+inline void put_panel(const QuantisedRows& rows, PanelOrder order, int64_t num_groups, int height, int flushes,
+                      int32_t* values, float* scales, int32_t* offsets) {
+  if (order == PanelOrder::kRowByRow)
+    put_row_by_row(rows.values, num_groups, height, values);
+  else
+    interleave_rows(rows.values, num_groups * kActivationGroup, height, num_groups * kGroupValueWords, values);
   for (int64_t i = 0; i < num_groups * flushes; ++i) {
     for (int r = 0; r < height; ++r) {
       const int32_t* sums = rows.sums + r * num_groups * 4;
@@ -76,12 +86,12 @@ inline void put_panel(const QuantisedRows& rows, int64_t num_groups, int height,
 }
 
 // All rows of row arrays as panels.
-inline void put_panels(const QuantisedRows& rows, const Panels& panels, int64_t num_groups, int flushes,
-                       int32_t* values, float* scales, int32_t* offsets) {
+inline void put_panels(const QuantisedRows& rows, const Panels& panels, PanelOrder order, int64_t num_groups,
+                       int flushes, int32_t* values, float* scales, int32_t* offsets) {
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t begin = panels.begin(panel) * num_groups;
-    put_panel({rows.values + begin * kActivationGroup, rows.scales + begin, rows.sums + begin * 4}, num_groups,
-              panels.height(panel), flushes, values + begin * kGroupValueWords, scales + begin * kMostFlushes,
+    put_panel({rows.values + begin * kActivationGroup, rows.scales + begin, rows.sums + begin * 4}, order,
+              num_groups, panels.height(panel), flushes, values + begin * kGroupValueWords, scales + begin * kMostFlushes,
               offsets + begin * kMostFlushes);
   }
 }

@@ -16,6 +16,8 @@ constexpr Kernels make_table(const char* name) {
       .name = name,
       .quantize_rows = quantize_rows,
       .panel_rows = kIntRows,
+      .panel_order = kPanelOrder,
+      .pass_rows = kPassRows,
       .gemm_scratch_bytes = gemm_scratch_bytes,
       .gemm = gemm,
       .gather_rows = gather_rows,

@@ -12,6 +12,8 @@
 namespace oag {
 namespace {
 
+constexpr int kFloatRows = 12;
+
 struct Vec {
   __m512 v;
 };

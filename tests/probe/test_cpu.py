@@ -33,6 +33,14 @@ def test_the_first_processor_is_read():
             "avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16",
             ("scalar", "avx2", "avx512", "avx512bf16"),
         ),
+        (
+            "avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16",
+            ("scalar", "avx2", "avx512", "avx512bf16", "amx"),
+        ),
+        (
+            "avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8",
+            ("scalar", "avx2", "avx512", "avx512bf16"),
+        ),
     ],
 )
 def test_a_set_needs_all_of_its_flags(flags, isas):

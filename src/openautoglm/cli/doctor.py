@@ -103,7 +103,8 @@ def _machine_findings(machine: MachineSpec) -> Iterator[Finding]:
 def _instruction_sets(machine: MachineSpec) -> Finding:
     best = machine.cpu.isas[-1]
     advice = {
-        "avx512bf16": "the fastest kernels run",
+        "amx": "the fastest kernels run",
+        "avx512bf16": "the fastest kernels for processors without AMX run",
         "avx512": "the fastest integer kernels run; bf16 attention takes a slower path",
         "avx2": "kernels without VNNI run: quantised models compute at about a third of the speed",
     }.get(best, "only portable kernels run, many times slower: use a processor with AVX2 or better")

@@ -9,7 +9,7 @@ from openautoglm.spec.machine import MachineSpec
 from openautoglm.spec.notices import NoticeCode, Notices
 from openautoglm.spec.plan import Plan
 
-_BF16_SET = "avx512bf16"
+_BF16_SETS = ("avx512bf16", "amx")
 _SCALAR_SET = "scalar"
 
 
@@ -55,7 +55,7 @@ def _note_kernels(notices: Notices, machine: MachineSpec, plan: Plan) -> None:
             f"no vector kernels fit this processor ({machine.cpu.name}): the portable ones run, many times slower; "
             f"{ISA_VARIABLE}={_SCALAR_SET} asks for them on purpose",
         )
-    if used != _BF16_SET and _has_bf16_products(plan):
+    if used not in _BF16_SETS and _has_bf16_products(plan):
         notices.add(
             NoticeCode.BF16_WIDENED,
             f"{used} has no bf16 arithmetic: products of bf16 are computed in fp32, slower, and outputs differ by "

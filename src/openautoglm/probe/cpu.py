@@ -16,6 +16,7 @@ _ISA_FLAGS = (
     ("avx2", _AVX2_FLAGS),
     ("avx512", _AVX512_FLAGS),
     ("avx512bf16", _AVX512_FLAGS | {"avx512_bf16"}),
+    ("amx", _AVX512_FLAGS | {"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"}),
 )
 
 

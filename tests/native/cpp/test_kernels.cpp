@@ -26,7 +26,7 @@ constexpr Form kForms[] = {{WeightFormat::kF32, 0},   {WeightFormat::kBf16, 0}, 
 
 std::vector<const Kernels*> all_kernels() {
   std::vector<const Kernels*> found;
-  for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16()}) {
+  for (const Kernels* k : {kernels_scalar(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16(), kernels_amx()}) {
     if (k != nullptr) found.push_back(k);
   }
   return found;
@@ -63,8 +63,8 @@ struct QuantisedGuarded {
     Guarded values(count(m * round_up(k, 128))), scales(count(m * groups) * 4), sums(count(m * groups) * 16);
     kernels.quantize_rows(floats.as<float>(), k, m, k, false, values.as<int8_t>(), groups * 128, scales.as<float>(),
                           groups, sums.as<int32_t>());
-    put_panels({values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>()}, Panels(m, kernels.panel_rows), groups,
-               flushes_per_group(matrix), panel_values.as<int32_t>(), panel_scales.as<float>(),
+    put_panels({values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>()}, Panels(m, kernels.panel_rows),
+               kernels.panel_order, groups, flushes_per_group(matrix), panel_values.as<int32_t>(), panel_scales.as<float>(),
                panel_offsets.as<int32_t>());
     activations = {m,      panel_values.as<int32_t>(), panel_scales.as<float>(), panel_offsets.as<int32_t>(),
                    groups, floats.as<float>(),         k};
