@@ -40,10 +40,12 @@ bool has_amx() {
   return (edx & kNeeded) == kNeeded && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
 }
 
-// CPUID leaf 1: the family of AMD's Zen 5 is 0x1a.
-bool is_zen5() {
+// All of Intel's sets of this size, and AMD's Zen 5, whose family in CPUID leaf 1 is 0x1a.
+bool is_helped_by_hints() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, vendor = 0, most = 0;
-  if (!__get_cpuid(0, &most, &vendor, &ecx, &edx) || vendor != signature_AMD_ebx) return false;
+  if (!__get_cpuid(0, &most, &vendor, &ecx, &edx)) return false;
+  if (vendor == signature_INTEL_ebx) return true;
+  if (vendor != signature_AMD_ebx) return false;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
   const unsigned family = (eax >> 8) & 15;
   return family + (family == 15 ? (eax >> 20) & 255 : 0) == 0x1a;
@@ -67,7 +69,7 @@ bool has_large_first_cache() {
 }
 
 bool wants_stream_hints() {
-  static const bool wants = is_zen5();
+  static const bool wants = is_helped_by_hints();
   return wants;
 }
 

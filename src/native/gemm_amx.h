@@ -1,5 +1,5 @@
-// Products of two rows and more with int8, int4 and nf4 weights on AMX. A chunk of a tile's weights is unpacked to signed
-// bytes and meets all panels of a pass.
+// Products of two rows and more with int8, int4 and nf4 weights on AMX. A chunk of a tile's weights meets all panels of a
+// pass: int8 as it is packed, nibbles unpacked to signed bytes.
 #pragma once
 
 #include "ints_amx.h"
@@ -13,7 +13,7 @@ constexpr int kPanelStride = kActivationGroup;  // bytes from row to row of a pa
 constexpr int kRunStride = kTileOutputs * 4;    // bytes from run to run of unpacked weights
 constexpr int kSumStride = kTileOutputs * sizeof(int32_t);
 
-// A chunk's weights as signed bytes, [inputs/4][32][4], and the scales of its flushes, [flush][32], for nibbles.
+// A chunk of nibbles as signed bytes, [inputs/4][32][4], and the scales of its flushes, [flush][32].
 struct alignas(64) UnpackedChunk {
   uint8_t weights[kChunkGroups * kBlockWeights];
   float scales[kChunkGroups * 4 * kTileOutputs];
@@ -24,15 +24,6 @@ inline __m512i spread_zeros(const uint8_t* zeros) {
   const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const __m512i words = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
   return _mm512_shuffle_epi8(words, spread);
-}
-
-inline void unpack_bytes(const uint8_t* from, uint8_t* to) {
-  const __m512i bias = _mm512_set1_epi8(-128);
-  for (int line = 0; line < kBlockWeights; line += 128) {
-    prefetch_lines(from + line + kStreamBytes);
-    _mm512_store_si512(to + line, _mm512_xor_si512(load_line(from + line), bias));
-    _mm512_store_si512(to + line + 64, _mm512_xor_si512(load_line(from + line + 64), bias));
-  }
 }
 
 // 128 inputs of int4 or nf4.
@@ -70,33 +61,35 @@ inline int64_t group_bytes(const Matrix& matrix) {
 inline void unpack(const Matrix& matrix, const uint8_t* blocks, int64_t groups, UnpackedChunk& to) {
   const int64_t bytes = group_bytes(matrix), flushes = flushes_per_group(matrix);
   for (int64_t g = 0; g < groups; ++g) {
-    const uint8_t* block = blocks + g * bytes;
     uint8_t* weights = to.weights + g * kBlockWeights;
     float* scales = to.scales + g * flushes * kTileOutputs;
-    if (matrix.format == WeightFormat::kInt8)
-      unpack_bytes(block, weights);
-    else if (matrix.format == WeightFormat::kInt4)
-      unpack_nibbles<true>(matrix.group, block, weights, scales);
-    else
-      unpack_nibbles<false>(matrix.group, block, weights, scales);
+    matrix.format == WeightFormat::kInt4 ? unpack_nibbles<true>(matrix.group, blocks + g * bytes, weights, scales)
+                                         : unpack_nibbles<false>(matrix.group, blocks + g * bytes, weights, scales);
   }
 }
 
-// Add the sums of a flush to the results of a panel.
-template <bool kScaled>
-inline void add_sums(const int32_t* sums, const float* row_scales, int height, const float* scales, float* acc) {
+// Add the sums of flush `flush` of a panel to its results. `scales`: of nibbles; int8 has none, and weights that are 128
+// too large.
+template <bool kInt8>
+inline void add_sums(const int32_t* sums, const IntPanel& panel, int64_t flush, const float* scales) {
+  const float* row_scales = panel.scales + flush * panel.height;
+  const int32_t* offsets = panel.offsets + flush * panel.height;
   __m512 weight_scales[2];
-  if constexpr (kScaled) {
-    weight_scales[0] = _mm512_loadu_ps(scales);
-    weight_scales[1] = _mm512_loadu_ps(scales + 16);
+  if constexpr (!kInt8) {
+    weight_scales[0] = _mm512_load_ps(scales);
+    weight_scales[1] = _mm512_load_ps(scales + 16);
   }
-  for (int r = 0; r < height; ++r, sums += kTileOutputs, acc += kTileOutputs) {
+  float* acc = panel.acc;
+  for (int r = 0; r < panel.height; ++r, sums += kTileOutputs, acc += kTileOutputs) {
     const __m512 row_scale = _mm512_set1_ps(row_scales[r]);
+    const __m512i offset = _mm512_set1_epi32(offsets[r]);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512 factor = kScaled ? _mm512_mul_ps(row_scale, weight_scales[half]) : row_scale;
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + half * 16));
-      _mm512_store_ps(acc + half * 16, _mm512_fmadd_ps(sum, factor, _mm512_load_ps(acc + half * 16)));
+      __m512i sum = _mm512_load_si512(sums + half * 16);
+      if constexpr (kInt8) sum = _mm512_add_epi32(sum, offset);
+      const __m512 factor = kInt8 ? row_scale : _mm512_mul_ps(row_scale, weight_scales[half]);
+      _mm512_store_ps(acc + half * 16,
+                      _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, _mm512_load_ps(acc + half * 16)));
     }
   }
 }
@@ -110,7 +103,7 @@ struct FlushStart {
 // Sums of a flush of kSteps register widths, in two registers and from there to `sums`, [h][32]. Registers are not
 // renamed: a flush that uses the other two need not wait until these have been stored.
 #define OAG_DEFINE_FLUSH(name, a, b)                                                      \
-  template <int kSteps>                                                                   \
+  template <bool kUnsigned, int kSteps>                                                   \
   inline void dot_flush_##name(const FlushStart& at, int step_bytes) {                    \
     OAG_TILE_ZERO(a);                                                                     \
     OAG_TILE_ZERO(b);                                                                     \
@@ -118,9 +111,15 @@ struct FlushStart {
       const uint8_t* weights = at.weights + step * step_bytes * kTileOutputs;             \
       OAG_TILE_LOAD(4, at.rows + step * step_bytes, kPanelStride);                        \
       OAG_TILE_LOAD(6, weights, kRunStride);                                              \
-      OAG_TILE_DOT(a, 4, 6);                                                              \
+      if constexpr (kUnsigned)                                                            \
+        OAG_TILE_DOT_UNSIGNED(a, 4, 6);                                                   \
+      else                                                                                \
+        OAG_TILE_DOT(a, 4, 6);                                                            \
       OAG_TILE_LOAD(7, weights + kTileBytes, kRunStride);                                 \
-      OAG_TILE_DOT(b, 4, 7);                                                              \
+      if constexpr (kUnsigned)                                                            \
+        OAG_TILE_DOT_UNSIGNED(b, 4, 7);                                                   \
+      else                                                                                \
+        OAG_TILE_DOT(b, 4, 7);                                                            \
     }                                                                                     \
   }                                                                                       \
   inline void store_flush_##name(int32_t* sums) {                                         \
@@ -131,34 +130,41 @@ OAG_DEFINE_FLUSH(even, 0, 1)
 OAG_DEFINE_FLUSH(odd, 2, 3)
 #undef OAG_DEFINE_FLUSH
 
-// acc += a panel times an unpacked chunk. While the sums of a flush are computed, those of the one before are stored and
-// those of the one before that added.
-template <bool kScaled, int kSteps>
-inline void multiply_tiles(const IntPanel& panel, const UnpackedChunk& chunk, int64_t flushes, int flush_inputs,
-                           Ahead ahead) {
+// Weights of a chunk, ready for the registers.
+struct ChunkWeights {
+  const uint8_t* weights;  // [inputs/4][32][4]
+  const float* scales;     // [flush][32]; nullptr for int8
+  int64_t flushes;
+  int flush_inputs;
+};
+
+// acc += a panel times a chunk. While the sums of a flush are computed, those of the one before are stored and those of
+// the one before that added.
+template <bool kInt8, int kSteps>
+inline void multiply_tiles(const IntPanel& panel, const ChunkWeights& chunk, Ahead ahead) {
   alignas(64) int32_t sums[2][kTileRows * kTileOutputs];
-  const int step_bytes = flush_inputs / kSteps;
+  const int64_t flushes = chunk.flushes;
+  const int step_bytes = chunk.flush_inputs / kSteps;
   const uint8_t* values = reinterpret_cast<const uint8_t*>(panel.values);
   const auto start = [&](int64_t flush) {
-    const int64_t input = flush * flush_inputs, within = input % kActivationGroup;
+    const int64_t input = flush * chunk.flush_inputs, within = input % kActivationGroup;
     return FlushStart{values + (input - within) * panel.height + within, chunk.weights + input * kTileOutputs};
   };
   const auto add = [&](int64_t flush) {
-    add_sums<kScaled>(sums[flush & 1], panel.scales + flush * panel.height, panel.height,
-                      chunk.scales + flush * kTileOutputs, panel.acc);
+    add_sums<kInt8>(sums[flush & 1], panel, flush, kInt8 ? nullptr : chunk.scales + flush * kTileOutputs);
   };
   const auto prefetch = [&] {
     for (int64_t i = 0; i < ahead.stride; i += 64, ahead.from += 64) prefetch_far(ahead.from);
   };
   for (int64_t flush = 0; flush < flushes; flush += 2) {
-    dot_flush_even<kSteps>(start(flush), step_bytes);
+    dot_flush_even<kInt8, kSteps>(start(flush), step_bytes);
     prefetch();
     if (flush > 0) {
       add(flush - 2);
       store_flush_odd(sums[1]);
     }
     if (flush + 1 < flushes) {
-      dot_flush_odd<kSteps>(start(flush + 1), step_bytes);
+      dot_flush_odd<kInt8, kSteps>(start(flush + 1), step_bytes);
       prefetch();
     }
     if (flush > 0) add(flush - 1);
@@ -171,38 +177,41 @@ inline void multiply_tiles(const IntPanel& panel, const UnpackedChunk& chunk, in
   add(flushes - 1);
 }
 
-// All panels of a pass times an unpacked chunk. Each prefetches its share of the next chunk, of as many bytes.
-template <bool kScaled, int kSteps>
-__attribute__((noinline)) void multiply_panels(const IntRange& range, const IntChunk& chunk,
-                                               const UnpackedChunk& unpacked, const uint8_t* next, int64_t bytes) {
-  const int flush_inputs = kActivationGroup / range.flushes;
-  const int64_t flushes = chunk.groups * range.flushes, stride = round_up(bytes / (range.count * flushes) + 1, 64);
+// All panels of a pass times a chunk. Each prefetches its share of the next chunk, of as many bytes, at `next`.
+template <bool kInt8, int kSteps>
+__attribute__((noinline)) void multiply_panels(const IntRange& range, int64_t begin, const ChunkWeights& chunk,
+                                               const uint8_t* next, int64_t bytes) {
+  const int64_t stride = round_up(bytes / (range.count * chunk.flushes) + 1, 64);
   int height = 0;
   for (int64_t p = 0; p < range.count; ++p) {
-    const IntPanel panel = range.panel(p, chunk.begin);
+    const IntPanel panel = range.panel(p, begin);
     if (height != panel.height) {
       height = panel.height;
-      shape_tiles(height, height, flush_inputs / kSteps);
+      shape_tiles(height, height, chunk.flush_inputs / kSteps);
     }
-    multiply_tiles<kScaled, kSteps>(panel, unpacked, flushes, flush_inputs, {next + p * flushes * stride, stride});
+    multiply_tiles<kInt8, kSteps>(panel, chunk, {next + p * chunk.flushes * stride, stride});
   }
 }
 
 // All tiles of a call times the rows of a pass, in chunks of inputs.
 inline void multiply_pass(const GemmCall& call, const IntRange& range, UnpackedChunk& unpacked) {
   const Matrix& matrix = *call.matrix;
-  const auto multiply = matrix.format == WeightFormat::kInt8 ? multiply_panels<false, 2>
-                        : range.flushes == 1                 ? multiply_panels<true, 2>
-                                                             : multiply_panels<true, 1>;
+  const bool is_int8 = matrix.format == WeightFormat::kInt8;
+  const auto multiply = is_int8              ? multiply_panels<true, 2>
+                        : range.flushes == 1 ? multiply_panels<false, 2>
+                                             : multiply_panels<false, 1>;
   const int64_t groups = range.from.num_groups, bytes = group_bytes(matrix);
   const int64_t row = range.panels.begin(range.first), rows = range.panels.begin(range.first + range.count) - row;
   for (int64_t tile = call.tile_begin; tile < call.tile_end; ++tile) {
     const uint8_t* data = matrix.data + tile * static_cast<int64_t>(matrix.tile_bytes);
     std::memset(range.acc, 0, static_cast<size_t>(rows) * kTileOutputs * sizeof(float));
     for (int64_t begin = 0; begin < groups; begin += kChunkGroups) {
-      const IntChunk chunk{begin, at_most(kChunkGroups, groups - begin)};
-      unpack(matrix, data + begin * bytes, chunk.groups, unpacked);
-      multiply(range, chunk, unpacked, data + (begin + chunk.groups) * bytes, chunk.groups * bytes);
+      const int64_t count = at_most(kChunkGroups, groups - begin);
+      const uint8_t* blocks = data + begin * bytes;
+      if (!is_int8) unpack(matrix, blocks, count, unpacked);
+      const ChunkWeights chunk{is_int8 ? blocks : unpacked.weights, is_int8 ? nullptr : unpacked.scales,
+                               count * range.flushes, kActivationGroup / range.flushes};
+      multiply(range, begin, chunk, blocks + count * bytes, count * bytes);
     }
     finish_tile(call, tile, row, rows, range.acc, output_scales(matrix, data, groups));
   }

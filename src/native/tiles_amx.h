@@ -43,6 +43,9 @@ inline void release_tiles() { __asm__ volatile("tilerelease"); }
 // Register `sums` += signed bytes of `rows` times signed bytes of `weights`.
 #define OAG_TILE_DOT(sums, rows, weights) \
   __asm__ volatile("tdpbssd %%tmm" #weights ",%%tmm" #rows ",%%tmm" #sums ::)
+// The same of unsigned bytes of weights.
+#define OAG_TILE_DOT_UNSIGNED(sums, rows, weights) \
+  __asm__ volatile("tdpbsud %%tmm" #weights ",%%tmm" #rows ",%%tmm" #sums ::)
 // The same of pairs of bf16, summed in fp32.
 #define OAG_TILE_DOT_BF16(sums, rows, weights) \
   __asm__ volatile("tdpbf16ps %%tmm" #weights ",%%tmm" #rows ",%%tmm" #sums ::)
