@@ -13,6 +13,9 @@ STAMP = "requirements.txt"
 # The instruction sets up to AVX2, each by its name: without "native" llama.cpp's build asks nothing of the processor.
 AVX2_ONLY = "-DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF"
 
+# llama.cpp's AMX kernels of this version end in a general protection fault: the others are measured.
+NO_AMX = "-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
+
 
 class InstallError(Exception):
     """A peer cannot be installed here; the table says so, with this reason."""
@@ -46,7 +49,7 @@ ENVIRONMENTS = {
             name="llama-cpp",
             requirements=("llama-cpp-python==0.3.36",),
             from_source="llama-cpp-python",
-            variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+            variables={"CMAKE_ARGS": f"-DGGML_NATIVE=ON {NO_AMX}"},
         ),
         Environment(
             name="llama-cpp-avx2",
@@ -93,7 +96,7 @@ def interpreter(environment: Environment, cache: Path) -> Path:
     if stamp.exists() and stamp.read_text() == environment.text():
         return python
     print(f"installing {', '.join(environment.requirements)}", file=sys.stderr)
-    _run([sys.executable, "-m", "venv", str(directory)], environment)
+    _run([sys.executable, "-m", "venv", "--clear", str(directory)], environment)
     # pip's cache does not know the variables that a wheel was built with.
     source = ["--no-cache-dir", "--no-binary", environment.from_source] if environment.from_source else []
     _run([str(python), "-m", "pip", "install", *source, *environment.requirements], environment)

@@ -80,7 +80,9 @@ inline void add_sums(const int32_t* sums, const IntPanel& panel, int64_t flush, 
     weight_scales[1] = _mm512_load_ps(scales + 16);
   }
   float* acc = panel.acc;
-  for (int r = 0; r < panel.height; ++r, sums += kTileOutputs, acc += kTileOutputs) {
+  const int height = panel.height;
+#pragma GCC unroll 2
+  for (int r = 0; r < height; ++r, sums += kTileOutputs, acc += kTileOutputs) {
     const __m512 row_scale = _mm512_set1_ps(row_scales[r]);
     const __m512i offset = _mm512_set1_epi32(offsets[r]);
 #pragma GCC unroll 2
