@@ -78,6 +78,13 @@ inline __m512 half_scales(const uint8_t* p) {
 inline __m512i low_nibbles(__m512i line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
 inline __m512i high_nibbles(__m512i line) { return low_nibbles(_mm512_srli_epi16(line, 4)); }
 
+// The zero point of each of 16 outputs, for all four bytes of a run.
+inline __m512i spread_zeros(const uint8_t* zeros) {
+  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i words = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
+  return _mm512_shuffle_epi8(words, spread);
+}
+
 // nf4 codes + 128, by nibble, in each 128-bit lane.
 inline __m512i nf4_table() {
   alignas(16) uint8_t table[16];

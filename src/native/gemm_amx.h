@@ -19,13 +19,6 @@ struct alignas(64) UnpackedChunk {
   float scales[kChunkGroups * 4 * kTileOutputs];
 };
 
-// The zero point of each of 16 outputs, for all four bytes of a run.
-inline __m512i spread_zeros(const uint8_t* zeros) {
-  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-  const __m512i words = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
-  return _mm512_shuffle_epi8(words, spread);
-}
-
 // 128 inputs of int4 or nf4.
 template <bool kInt4>
 inline void unpack_nibbles(int group, const uint8_t* block, uint8_t* to, float* scales) {

@@ -25,12 +25,6 @@ inline void multiply_bytes(const uint8_t* weights, int64_t groups, const IntPane
   });
 }
 
-inline __m512i zero_offsets(const uint8_t* zeros) {
-  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-  const __m512i words = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
-  return _mm512_sub_epi8(_mm512_set1_epi8(-128), _mm512_shuffle_epi8(words, spread));
-}
-
 inline void prepare_flushes(const Matrix& matrix, const uint8_t* block, int64_t groups, NibbleFlush* flush) {
   const int64_t block_bytes = nibble_block_bytes(matrix.format, matrix.group);
   const bool is_int4 = matrix.format == WeightFormat::kInt4;
@@ -42,7 +36,8 @@ inline void prepare_flushes(const Matrix& matrix, const uint8_t* block, int64_t 
         const __m512 wide = half_scales(scales);
         _mm512_store_ps(flush->scales + half * 16, is_int4 ? wide : _mm512_mul_ps(wide, _mm512_set1_ps(kNf4Unit)));
         const uint8_t* zeros = block + nibble_zeros_offset(matrix.group) + part * kTileOutputs + half * 16;
-        if (is_int4) _mm512_store_si512(flush->offsets + half * 64, zero_offsets(zeros));
+        if (!is_int4) continue;
+        _mm512_store_si512(flush->offsets + half * 64, _mm512_sub_epi8(_mm512_set1_epi8(-128), spread_zeros(zeros)));
       }
     }
   }
