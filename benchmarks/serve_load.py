@@ -5,8 +5,7 @@
     overload  goodput at four times what the server can do, of its best goodput (deadlines are sent); 0.95 is wanted
     idle      throughput beside 2,000 idle connections, of that without them
     streams   how many of 256 clients with a stream each are answered
-    http      seconds of equal requests over HTTP, 16 at once, of those in a process without a server: 16 requests, and
-              many of which each starts when another ends; 1.05 is wanted
+    http      seconds of 16 equal requests over HTTP, of those in a process without a server; 1.05 is wanted
 
 Clients and server share the machine, so a client's work counts against the server (in "http" there is hardly any).
 """
@@ -25,7 +24,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,7 +42,6 @@ PROMPT, OUTPUT = Lengths(low=16, high=256, logarithmic=True), Lengths(low=8, hig
 ROWS = 16
 IDLE_CONNECTIONS = 2000
 STREAMS = 256
-MANY = 6 * ROWS  # requests, one after the other in each place
 TURNS = 6
 # What the engine did in a run, beside what was good of it.
 ENGINE_METRICS = {
@@ -141,33 +138,24 @@ def streams(_server: RunningServer, endpoint: Endpoint, _arguments: argparse.Nam
 
 def http(server: RunningServer, _endpoint: Endpoint, arguments: argparse.Namespace) -> Findings:
     sampling = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True)
-    ratios: dict[int, list[float]] = {ROWS: [], MANY: []}
+    ratios = []
     with LLM(arguments.model, quant=arguments.quant, context=arguments.context, concurrency=ROWS) as llm:
         for turn in range(1 + TURNS):
-            for count in (ROWS, *([MANY] * (turn % 2))):
-                generator = random.Random(turn * MANY + count)
-                prompts = [tuple(generator.choices(range(300, 900), k=64)) for _ in range(count)]
-                begin = time.perf_counter()
-                _read_streams(server.url, prompts, sampling)
-                over_http = time.perf_counter() - begin
-                begin = time.perf_counter()
-                llm.generate(prompts, sampling)
-                ratios[count].append(over_http / (time.perf_counter() - begin))
-    once = ratios[ROWS][1:]  # the first turn warms both
-    return {"ratio": statistics.median(once), "ratios": once,
-            "ratio_of_many": statistics.median(ratios[MANY]), "ratios_of_many": ratios[MANY]}  # fmt: skip
+            prompts = [tuple(random.Random(turn * ROWS + row).choices(range(300, 900), k=64)) for row in range(ROWS)]
+            begin = time.perf_counter()
+            _read_streams(server.url, prompts, sampling)
+            over_http = time.perf_counter() - begin
+            begin = time.perf_counter()
+            llm.generate(prompts, sampling)
+            ratios.append(over_http / (time.perf_counter() - begin))
+    return {"ratio": statistics.median(ratios[1:]), "ratios": ratios[1:]}  # the first turn warms both
 
 
 def _read_streams(url: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams) -> None:
-    """Ask for as many as run at once, for the next when one ends, and read all to the end.
-
-    This client does as good as nothing, as it shares the processors.
-    """
+    """Ask for all at once and read to the end, by a client that does as good as nothing: it shares the processors."""
     parts = urlsplit(url)
-    waiting = iter(prompts)
     with selectors.DefaultSelector() as selector:
-
-        def start(prompt: tuple[int, ...]) -> None:
+        for prompt in prompts:
             fields = {"prompt": prompt, "stream": True, "max_tokens": sampling.max_tokens, "temperature": 0,
                       "ignore_eos": sampling.ignore_eos}  # fmt: skip
             body = json.dumps(fields).encode()
@@ -175,9 +163,6 @@ def _read_streams(url: str, prompts: Sequence[tuple[int, ...]], sampling: Sampli
             one = socket.create_connection((parts.hostname, parts.port), timeout=600)
             one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             selector.register(one, selectors.EVENT_READ, bytearray())
-
-        for prompt in islice(waiting, ROWS):
-            start(prompt)
         while selector.get_map():
             for key, _ in selector.select(600):
                 assert isinstance(key.fileobj, socket.socket)
@@ -187,8 +172,6 @@ def _read_streams(url: str, prompts: Sequence[tuple[int, ...]], sampling: Sampli
                     assert b'"finish_reason":"length"' in key.data, key.data[-1000:]
                     selector.unregister(key.fileobj)
                     key.fileobj.close()
-                    for prompt in islice(waiting, 1):
-                        start(prompt)
 
 
 CASES = {"http": http, "overload": overload, "idle": idle, "streams": streams}
