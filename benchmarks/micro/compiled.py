@@ -15,12 +15,13 @@ AVX512_FLAGS = (
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12's AVX-512 headers warn about themselves
 )
 AVX512_FEATURES = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"})
+AMX_FEATURES = frozenset({"amx_tile", "amx_int8"})
 
 
-def require_avx512() -> None:
-    """Leave with a message unless this processor has the instructions that are measured."""
+def require_avx512(more: frozenset[str] = frozenset()) -> None:
+    """Leave with a message unless this processor has the instructions that are measured, `more` beside AVX-512."""
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    if missing := AVX512_FEATURES - set(flags.split()):
+    if missing := (AVX512_FEATURES | more) - set(flags.split()):
         sys.exit(f"this processor has no {', '.join(sorted(missing))}: there is nothing to measure")
 
 

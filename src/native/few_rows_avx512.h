@@ -94,8 +94,8 @@ inline __m512i nf4_table() {
 
 // Sums of low and of high nibbles of both lines of a step. Assembly, because GCC loads every line twice. One stream is
 // read. Hints 2 KiB ahead into the L2 cache do well on Zen 5 (0.91 of the bandwidth against 0.71 without); on Zen 4 its
-// own prefetching does best (0.9, with hints 0.6 to 0.8). Intel's with AMX take
-// 4 KiB best (0.94, 2 KiB 0.88, none 0.66).
+// own prefetching does best (0.9, with hints 0.6 to 0.8). Intel's with AMX do best with 4 KiB (0.94, with 2 KiB 0.88,
+// without 0.66).
 template <bool kInt4, bool kHints>
 inline void stream_nibbles(const uint8_t* line, int64_t steps, const int32_t* values, __m512i (&sums)[2][2],
                            __m512i table) {

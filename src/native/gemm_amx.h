@@ -96,7 +96,7 @@ struct FlushStart {
 };
 
 // Sums of a flush of kSteps register widths, in two registers and from there to `sums`, [h][32]. Registers are not
-// renamed: a flush that uses the other two need not wait until these have been stored.
+// renamed (benchmarks/micro/amx.py): a flush that uses the other two need not wait until these have been stored.
 #define OAG_DEFINE_FLUSH(name, a, b)                                                      \
   template <bool kUnsigned, int kSteps>                                                   \
   inline void dot_flush_##name(const FlushStart& at, int step_bytes) {                    \

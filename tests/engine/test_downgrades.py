@@ -72,6 +72,17 @@ def test_bf16_without_bf16_arithmetic_is_told(machine: MachineSpec, plan: Plan, 
     assert notices.taken() == ()
 
 
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_only_sets_without_bf16_arithmetic_say_so(
+    isa: str, machine: MachineSpec, plan: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAUTOGLM_ISA", isa)
+    notices = Notices()
+    note_downgrades(notices, machine, plan, max_running=None)
+    told = NoticeCode.BF16_WIDENED in [notice.code for notice in notices.taken()]
+    assert told == (_core.probe_peak("bf16", 1, 0.005, isa) == 0)
+
+
 def test_accelerators_can_be_left_out_on_purpose(tmp_path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559, 81000'\n")

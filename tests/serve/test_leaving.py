@@ -137,7 +137,7 @@ def when_it_is_full(server: Server) -> tuple[list[tuple[httpx.Response, float]],
         for _ in range(NUM_QUEUED + 1):
             fill()
         before = 0.0
-        within(60, is_full)
+        within(30, is_full)
         answers = []
         with httpx.Client(base_url=server.url, timeout=60) as client:
             client.get("/health")
